@@ -1,7 +1,7 @@
 """Every setting of every verb: frozen pydantic models, read from a YAML file and then from flags.
 
 A function is given the section that it needs, never a global. This is the one file that reads the environment:
-RAYAPP_HOME and MLFLOW_TRACKING_URI here; RAY_ADDRESS, AWS_* and the like are read by the libraries that own them.
+RAYAPP_HOME, MLFLOW_TRACKING_URI and RAY_ADDRESS here; AWS_* and the like are read by the libraries that own them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ REGISTERED_MODEL = "vision"
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
 
 # --- where things are -------------------------------------------------------------------------------------------------
@@ -77,6 +77,11 @@ class Home(Section):
         folder = folder.expanduser().absolute()
         uri = os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{folder / 'mlflow.db'}"
         return cls(folder=folder, tracking_uri=uri)
+
+
+def ray_address() -> str | None:
+    """The cluster that RAY_ADDRESS names (Ray reads it itself); None where Ray is to be started in this process."""
+    return os.environ.get("RAY_ADDRESS") or None
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -160,11 +165,14 @@ class OptimConfig(Section):
     epochs: int | None = Field(
         None,
         ge=1,
-        description="Passes over the training images [default: as many as show the model about 700,000 images,"
-        " at least 8, at most 30].",
+        description="Passes over the training images [default: as many as show the model about 600,000 images,"
+        " at least 8, at most 20].",
     )
-    batch_size: int = Field(
-        128, ge=1, description="Images a worker takes at once; times workers and accumulate_steps is the world batch."
+    batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="Images a worker takes at once; times workers and accumulate_steps is the world batch"
+        " [default: 128, fewer (at least 16) where an epoch would have less than 20 steps].",
     )
     accumulate_steps: int = Field(1, ge=1, description="Batches whose gradients are added up before a step.")
     clip_norm: float | None = Field(None, gt=0, description="Largest L2 norm of the gradient [default: not clipped].")
@@ -199,9 +207,15 @@ class OptimConfig(Section):
             return self.warmup_fraction
         return {"one_cycle": 0.25, "cosine": 0.05}[self.schedule]
 
+    def worker_batch(self, num_images: int, num_workers: int) -> int:
+        """Images a worker takes at once, of num_images training images shared by num_workers."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return min(128, max(16, num_images // (20 * num_workers)))
+
     def num_epochs(self, num_images: int) -> int:
         """Passes over num_images training images."""
-        return self.epochs if self.epochs is not None else min(30, max(8, round(700_000 / num_images)))
+        return self.epochs if self.epochs is not None else min(20, max(8, round(600_000 / num_images)))
 
 
 class AugmentConfig(Section):
@@ -242,7 +256,12 @@ class Settings(BaseSettings):
     """Settings of one verb. Flags win over the YAML file; unknown keys are errors that name the nearest right one."""
 
     model_config = SettingsConfigDict(
-        frozen=True, extra="forbid", protected_namespaces=(), cli_avoid_json=True, cli_hide_none_type=True
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
     )
 
     @classmethod
@@ -393,6 +412,7 @@ class DemoSettings(Settings):
 class DoctorSettings(Settings):
     """Check this machine: versions, cores, memory, disk, GPU, Ray, MLflow, data; each with what to do about it."""
 
+    port: int = Field(3000, ge=1, le=65535, description="TCP port that a server would listen on.")
     json_output: bool = Field(False, alias="json", description="One JSON line instead of a table.")
 
 
@@ -402,10 +422,27 @@ S = TypeVar("S", bound=Settings)
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse that raises ConfigError instead of printing its usage and leaving."""
+    """argparse that raises ConfigError instead of printing its usage and leaving, with a help page for people."""
 
     def error(self, message: str) -> NoReturn:
         raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def format_help(self) -> str:
+        """The help page: a short usage line, and one default an option (pydantic-settings adds a second one)."""
+        metavars = {"bool": "true|false", "int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}
+        for action in self._actions:
+            text, has_default, default = (action.help or "").removesuffix(")").partition(" (default: ")
+            if not has_default:
+                continue
+            if "[default: " not in text:
+                shown = {"True": "true", "False": "false", "None": "none", "": "none"}.get(default, default)
+                text += f" [default: {shown}]"
+            action.help = text
+            if isinstance(action.metavar, str):
+                action.metavar = metavars.get(action.metavar, action.metavar)
+        positional = "".join(f" {action.metavar} [...]" for action in self._actions if not action.option_strings)
+        self.usage = f"{self.prog} [--config FILE.yaml] [--option value ...]{positional}"
+        return super().format_help()
 
 
 def load(settings_class: type[S], argv: Sequence[str], *, prog: str) -> S:
@@ -480,9 +517,9 @@ def _read_yaml(path: Path, settings_class: type[BaseModel]) -> dict[str, Any]:
     if content is None:
         return {}
     if not isinstance(content, dict):
-        sections = ", ".join(settings_class.model_fields)
+        sections = ", ".join(_siblings(settings_class, ()))
         raise ConfigError(f"--config {path} holds a {type(content).__name__}, not sections; allowed: {sections}")
-    return content
+    return {str(key): value for key, value in content.items()}
 
 
 def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
@@ -493,10 +530,20 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _siblings(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    """The settings and sections that may stand in the section at path, with their whole names."""
+    for part in path:
+        section = model.model_fields[part].annotation
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        model = section
+    return [".".join((*path, field.alias or name)) for name, field in model.model_fields.items()]
+
+
 def _sentence(settings_class: type[BaseModel], error: dict[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        return f"unknown setting '{where}'.{did_you_mean(where, _flags(settings_class))}"
+        return f"unknown setting '{where}'.{did_you_mean(where, _siblings(settings_class, error['loc'][:-1]))}"
     if error["type"] == "value_error":  # from our own validators: already a sentence
         return str(error["ctx"]["error"]) + "."
     if error["type"] == "literal_error":
@@ -504,5 +551,7 @@ def _sentence(settings_class: type[BaseModel], error: dict[str, Any]) -> str:
         return f"{where} is {error['input']!r}.{did_you_mean(str(error['input']), allowed)}"
     if error["type"] == "missing":
         return f"{where} is missing."
-    message = error["msg"].replace("Input should be", "it must be")
+    if error["type"] == "model_type":
+        return f"{where} is {error['input']!r}: it must be a section with settings of its own."
+    message = error["msg"].replace("Input should be", "it must be").partition(", unable to")[0]
     return f"{where} is {error['input']!r}: {message}."
