@@ -1,0 +1,157 @@
+"""Tree: the files below one folder, on this machine or in a bucket, read in the same way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from filelock import FileLock
+from pyarrow import fs
+
+from rayapp.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+NUM_READERS = 16  # files read at once; more than cores, for a bucket answers in tens of milliseconds
+SETTLED_S = 2.0  # a file changed later than this before it was read may change again within one tick of its clock
+LOG_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Tree:
+    """The files below uri, named by their path relative to it."""
+
+    uri: str
+    files: tuple[str, ...]  # sorted
+    folders: tuple[str, ...]
+    _fs: Any = field(repr=False)  # pyarrow has no types
+    _stats: dict[str, tuple[int, int]] = field(repr=False)  # size, mtime_ns
+
+    @classmethod
+    def open(cls, path: str) -> Tree:
+        """What lies below path (a folder, or s3://...); hidden files are left out. Raises DataError."""
+        remote = "://" in path
+        uri = path.rstrip("/") if remote else str(Path(path).expanduser().absolute())
+        with reading(uri):
+            # from_uri heeds AWS_ENDPOINT_URL, which S3FileSystem() does not (pyarrow 25)
+            base, root = fs.FileSystem.from_uri(uri) if remote else (fs.LocalFileSystem(), uri)
+            tree = fs.SubTreeFileSystem(root, base)
+            infos = [
+                info
+                for info in tree.get_file_info(fs.FileSelector("", recursive=True))
+                if not any(name.startswith(".") for name in info.path.split("/"))
+            ]
+        files = {info.path: (info.size, info.mtime_ns) for info in infos if info.type == fs.FileType.File}
+        folders = sorted(info.path for info in infos if info.type == fs.FileType.Directory)
+        return cls(uri, tuple(sorted(files)), tuple(folders), tree, files)
+
+    @property
+    def top(self) -> str:
+        """The first names in the folder, for messages."""
+        names = sorted({path.split("/")[0] for path in (*self.folders, *self.files)})
+        return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file. Raises DataError."""
+        with self.open_file(path) as file:
+            return bytes(file.read())
+
+    @contextmanager
+    def open_file(self, path: str) -> Iterator[Any]:
+        """A file to read from and seek in; what goes wrong while it is open is a DataError that names it."""
+        with reading(f"{self.uri}/{path}"), self._fs.open_input_file(path) as file:
+            yield file
+
+    def digests(self, paths: Iterable[str], memo_folder: Path) -> dict[str, str]:
+        """path -> sha256 of its bytes.
+
+        Those of settled files are remembered in memo_folder with size and time of change, so that a large data set is
+        read once, not at each start of each process.
+        """
+        memo = memo_folder / f"{hashlib.sha256(self.uri.encode()).hexdigest()[:16]}.json"
+        with writing(memo_folder), FileLock(memo.with_suffix(".lock")):
+            known = _read_memo(memo)
+            wanted = {path: [*self._stats[path]] for path in paths}
+            found = {path: known[path][2] for path, stat in wanted.items() if known.get(path, [])[:2] == stat}
+            settled_ns = (time.time() - SETTLED_S) * 1e9
+            fresh = self._digest_all([path for path in wanted if path not in found])
+            kept = {path: [*wanted[path], digest] for path, digest in fresh.items() if wanted[path][1] < settled_ns}
+            if kept:
+                kept |= {path: known[path] for path in found}
+                partial = memo.with_suffix(".partial")
+                partial.write_text(json.dumps(kept))
+                os.replace(partial, memo)
+        return found | fresh
+
+    def _digest_all(self, paths: list[str]) -> dict[str, str]:
+        progress = Progress("checked", "files", len(paths))
+        digests = {}
+        with ThreadPoolExecutor(NUM_READERS) as pool:
+            for path, digest in zip(paths, pool.map(self._digest, paths), strict=True):
+                digests[path] = digest
+                progress.advance(1)
+        return digests
+
+    def _digest(self, path: str) -> str:
+        with self.open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_memo(memo: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(memo.read_bytes()))
+    except (FileNotFoundError, ValueError):  # the first time, or cut short by a crash
+        return {}
+
+
+class Progress:
+    """A line in the log every few seconds: how far, how long still. Nothing where it is over sooner."""
+
+    def __init__(self, done: str, what: str, total: int) -> None:
+        self._words, self._total = (done, what), total
+        self._count = 0
+        self._start = self._last = time.monotonic()
+
+    def advance(self, count: int) -> None:
+        """count more are done."""
+        self._count += count
+        now = time.monotonic()
+        if now - self._last >= LOG_EVERY_S:
+            self._last = now
+            left_s = (now - self._start) / self._count * (self._total - self._count)
+            done, what = self._words
+            percent = 100 * self._count / self._total
+            logger.info("%s %d of %d %s (%.0f %%), %.0f s left", done, self._count, self._total, what, percent, left_s)
+
+
+@contextmanager
+def reading(what: str) -> Iterator[None]:
+    """Inside, whatever pyarrow and the file system raise is a DataError that names what is read."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{what} does not exist; check --data.path (a folder, or s3://BUCKET/FOLDER)") from error
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).splitlines()[0]
+        hint = "the bucket, the AWS credentials and AWS_ENDPOINT_URL" if what.startswith("s3:") else "--data.path"
+        raise DataError(f"{what} cannot be read ({reason}); check {hint}") from error
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """folder exists; inside, what the file system raises is a DataError that names it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written to ({error}); make room there, or set RAYAPP_HOME") from error
