@@ -1,0 +1,381 @@
+"""Runs and metrics, against sqlite and against a real server on this machine that is killed and comes back."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import requests
+
+from rayapp.errors import RegistryError
+from rayapp.registry.models import Registry
+from rayapp.registry.spool import Spool
+from rayapp.registry.tracking import MetricLog, Tracker, connected
+
+from .conftest import new_run, registered, write_tiny_bundle
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Server:
+    """A real MLflow server that can be killed and started again at the same address on the same database."""
+
+    def __init__(self, folder: Path) -> None:
+        self.port = free_port()
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        if self._process:
+            return
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
+        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
+        command += ["--artifacts-destination", str(self._folder / "artifacts")]
+        with (self._folder / "server.log").open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
+            )
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            try:
+                requests.get(f"{self.uri}/health", timeout=1).raise_for_status()
+            except requests.RequestException:
+                time.sleep(0.1)
+            else:
+                return
+        raise AssertionError((self._folder / "server.log").read_text())
+
+    def kill(self) -> None:
+        if self._process:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def one_server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("server")
+    (folder / "mlflow.db").write_bytes(template.read_bytes())
+    server = Server(folder)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(one_server: Server) -> Server:
+    one_server.start()
+    return one_server
+
+
+def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
+    """(step, value) in the order of time."""
+    with connected(uri) as client:
+        found = sorted(client.get_metric_history(run_id, name), key=lambda m: (m.timestamp, m.step))
+        return [(m.step, m.value) for m in found]
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_holds_all_its_params_and_tags(tracker: Tracker, uri: str) -> None:
+    params = {f"p.{i}": str(i) for i in range(250)} | {"long": "x" * 7000}
+    run_id = tracker.open_run("rayapp", "my run", params, {"git_sha": "abc", "empty": "", "long": "x" * 9000})
+    with connected(uri) as client:
+        run = client.get_run(run_id)
+    assert run.data.params == params | {"long": "x" * 6000}
+    assert {k: v for k, v in run.data.tags.items() if k != "long"} == {
+        "git_sha": "abc",
+        "empty": "",
+        "mlflow.runName": "my run",
+    }
+    assert len(run.data.tags["long"]) == 8000
+    assert run.info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "KILLED", "FAILED"])
+def test_F44_a_closed_run_does_not_stay_running(tracker: Tracker, uri: str, run_id: str, status: str) -> None:
+    tracker.close_run(run_id, status)  # type: ignore[arg-type]
+    with connected(uri) as client:
+        run = client.get_run(run_id)
+    assert run.info.status == status
+    assert run.info.end_time >= run.info.start_time
+
+
+def test_F44_a_resumed_run_is_the_same_run(tracker: Tracker, uri: str, run_id: str) -> None:
+    tracker.close_run(run_id, "KILLED")
+    tracker.resume_run(run_id)
+    with connected(uri) as client:
+        assert client.get_run(run_id).info.status == "RUNNING"
+        assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == 1
+
+
+def test_runs_of_a_name_share_an_experiment(tracker: Tracker, uri: str) -> None:
+    runs = [tracker.open_run(name, "r", {}, {}) for name in ("a", "a", "b")]
+    with connected(uri) as client:
+        first, second, third = (client.get_run(run).info.experiment_id for run in runs)
+    assert first == second != third
+
+
+def test_artifacts_lie_in_the_home_and_nowhere_else(
+    tracker: Tracker, run_id: str, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a.txt").write_text("a")
+    tracker.log_artifact(run_id, tmp_path / "files" / "a.txt")
+    tracker.log_artifact(run_id, tmp_path / "files" / "a.txt", "one")
+    tracker.log_artifacts(run_id, tmp_path / "files", "all/of/them")
+    place = home / "artifacts" / run_id / "artifacts"
+    found = {str(path.relative_to(place)) for path in place.rglob("*") if path.is_file()}
+    assert found == {"a.txt", "one/a.txt", "all/of/them/a.txt"}
+    assert not (tmp_path / "mlruns").exists()
+
+
+def test_a_table_written_twice_holds_the_second_one(tracker: Tracker, uri: str, run_id: str, tmp_path: Path) -> None:
+    for recall in (0.5, 0.6):
+        tracker.log_table(run_id, {"name": ["cat", "dog"], "recall": [recall, 1.0]}, "evaluation/classes_table.json")
+    with connected(uri) as client:
+        path = client.download_artifacts(run_id, "evaluation/classes_table.json", str(tmp_path))
+        tables = json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
+    assert json.loads(Path(path).read_text()) == {"columns": ["name", "recall"], "data": [["cat", 0.6], ["dog", 1.0]]}
+    assert tables == [{"path": "evaluation/classes_table.json", "type": "table"}]
+
+
+def test_a_deleted_experiment_is_named(tracker: Tracker, uri: str, run_id: str) -> None:
+    with connected(uri) as client:
+        number = client.get_run(run_id).info.experiment_id
+        client.delete_experiment(number)
+    with pytest.raises(
+        RegistryError, match=rf"experiment 'rayapp' is deleted; .*mlflow experiments restore -x {number}"
+    ):
+        new_run(tracker)
+
+
+def test_two_processes_that_start_at_once_on_a_new_database_both_work(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from rayapp.registry.tracking import Tracker;"
+        "folder = Path(sys.argv[1]);"
+        "tracker = Tracker(f'sqlite:///{folder}/new/mlflow.db', folder / 'new' / 'artifacts');"
+        "print(tracker.open_run('rayapp', 'r', {'a': 'b'}, {}))"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    results = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], results
+    runs = {output.strip() for output, _ in results}
+    with connected(f"sqlite:///{tmp_path}/new/mlflow.db") as client:
+        assert {run.info.run_id for run in client.search_runs(["1"])} == runs
+    assert len(runs) == 2
+    assert all("Traceback" not in errors for _, errors in results)
+
+
+# --- what does not answer ---------------------------------------------------------------------------------------------
+
+
+def test_a_server_that_is_not_there_is_said_in_seconds() -> None:
+    started = time.monotonic()
+    with pytest.raises(RegistryError) as caught:
+        Tracker("http://127.0.0.1:1").open_run("rayapp", "r", {}, {})
+    assert time.monotonic() - started < 5
+    assert str(caught.value) == (
+        "MLflow at http://127.0.0.1:1 does not answer (Connection refused); start it, or set MLFLOW_TRACKING_URI to one"
+        " that runs (unset: a database in RAYAPP_HOME)"
+    )
+
+
+def test_a_server_that_hangs_is_said_in_seconds() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        started = time.monotonic()
+        with pytest.raises(RegistryError, match=r"does not answer \(no answer in 3 s\); start it"):
+            Registry(f"http://127.0.0.1:{silent.getsockname()[1]}").versions()
+        assert time.monotonic() - started < 5
+
+
+def test_a_server_that_is_ill_is_said_without_its_password() -> None:
+    class Ill(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(503)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Ill) as ill:
+        threading.Thread(target=ill.serve_forever, daemon=True).start()
+        where = f"127.0.0.1:{ill.server_port}"
+        with pytest.raises(RegistryError, match=rf"^MLflow at http://\*\*\*@{where} does not answer \(status 503\)"):
+            Registry(f"http://user:secret@{where}").versions()
+        ill.shutdown()
+
+
+def test_a_file_that_is_no_database_is_said_in_seconds(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("this is a letter, not a database" * 100)
+    started = time.monotonic()
+    with pytest.raises(RegistryError, match=r"MLflow at sqlite:.*mlflow.db failed: file is not a database"):
+        Registry(f"sqlite:///{tmp_path / 'mlflow.db'}").versions()
+    assert time.monotonic() - started < 5
+
+
+def test_an_unknown_run_is_a_registry_error(tracker: Tracker) -> None:
+    with pytest.raises(RegistryError, match=r"MLflow at sqlite:.* failed: Run with id=\w+ not found"):
+        tracker.close_run("0" * 32, "FAILED")
+
+
+# --- metrics ----------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_arrive_in_order_on_one_axis_a_name(uri: str, run_id: str, tmp_path: Path) -> None:
+    metrics = MetricLog(uri, run_id, tmp_path / "deep" / "spool.jsonl")
+    for step in range(1300):  # more than one batch
+        metrics.log({"train/loss": 1 / (step + 1), "train/lr": 0.1}, step)
+    assert metrics.close(timeout_s=60) == 0
+    assert history(uri, run_id, "train/loss") == [(step, 1 / (step + 1)) for step in range(1300)]
+    assert len(history(uri, run_id, "train/lr")) == 1300
+
+
+def test_metrics_that_are_not_finite_hold_nothing_up(uri: str, run_id: str, tmp_path: Path) -> None:
+    metrics = MetricLog(uri, run_id, tmp_path / "spool")
+    metrics.log({"loss": math.nan, "norm": math.inf}, 1)
+    metrics.log({"loss": 0.5}, 2)
+    assert metrics.close(timeout_s=60) == 0
+    (first, second) = history(uri, run_id, "loss")
+    assert math.isnan(first[1])
+    assert second == (2, 0.5)
+
+
+def test_metrics_are_sent_while_the_run_goes_on(uri: str, run_id: str, tmp_path: Path) -> None:
+    metrics = MetricLog(uri, run_id, tmp_path / "spool")
+    metrics.log({"loss": 0.5}, 1)
+    deadline = time.monotonic() + 30
+    while not history(uri, run_id, "loss") and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert history(uri, run_id, "loss") == [(1, 0.5)]
+    assert metrics.close(timeout_s=30) == 0
+
+
+def test_F29_without_a_server_metrics_wait_and_a_later_log_sends_them(
+    uri: str, run_id: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    metrics = MetricLog("http://127.0.0.1:1", run_id, tmp_path / "spool")
+    started = time.monotonic()
+    for step in range(100):
+        metrics.log({"loss": step / 100}, step)
+    assert time.monotonic() - started < 1
+    with caplog.at_level(logging.WARNING):
+        assert metrics.close(timeout_s=1.5) == 100
+    assert time.monotonic() - started < 5
+    assert f"100 metrics of run {run_id} could not be sent to MLflow; they wait in {tmp_path / 'spool'}" in caplog.text
+    later = MetricLog(uri, run_id, tmp_path / "spool")
+    later.log({"loss": 1.0}, 100)
+    assert later.close(timeout_s=60) == 0
+    assert history(uri, run_id, "loss") == [(step, step / 100) for step in range(101)]
+    assert int((tmp_path / "spool.sent").read_text()) == (tmp_path / "spool").stat().st_size  # nothing is sent again
+    again = MetricLog(uri, run_id, tmp_path / "spool")
+    assert again.close(timeout_s=60) == 0
+    assert len(history(uri, run_id, "loss")) == 101
+
+
+def test_a_batch_whose_answer_was_lost_counts_once(uri: str, run_id: str, tmp_path: Path) -> None:
+    metrics = MetricLog(uri, run_id, tmp_path / "spool")
+    metrics.log({"a": 1.0, "b": 2.0}, 1)
+    assert metrics.close(timeout_s=60) == 0
+    (tmp_path / "spool.sent").write_text("0")  # as if the process had died before it wrote this
+    assert MetricLog(uri, run_id, tmp_path / "spool").close(timeout_s=60) == 0
+    assert history(uri, run_id, "a") == [(1, 1.0)]
+
+
+def test_a_line_that_a_killed_process_left_half_written_is_passed_over(uri: str, run_id: str, tmp_path: Path) -> None:
+    spool = tmp_path / "spool"
+    spool.write_text('["loss", 0.5, 1700000000000, 1]\n["loss", 0.4, 17000')
+    metrics = MetricLog(uri, run_id, spool)
+    metrics.log({"loss": 0.3}, 3)
+    assert metrics.close(timeout_s=60) == 0
+    assert history(uri, run_id, "loss") == [(1, 0.5), (3, 0.3)]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_full_disk_loses_metrics_aloud_and_raises_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    spool = Spool(tmp_path / "spool")
+    spool._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115 - closed below
+    spool.append({"a": 1.0, "b": 2.0}, 7)
+    spool.close()
+    assert spool.num_lost == 2
+    assert "2 metrics of step 7 are lost" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_a_spool_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RegistryError, match=r"metrics cannot be kept in .*file/spool"):
+        MetricLog("sqlite://", "run", tmp_path / "file" / "spool")
+
+
+# --- a real server ----------------------------------------------------------------------------------------------------
+
+
+def test_F29_metrics_survive_a_killed_server(server: Server, tmp_path: Path) -> None:
+    run_id = new_run(Tracker(server.uri))
+    metrics = MetricLog(server.uri, run_id, tmp_path / "spool")
+    for step in range(50):
+        metrics.log({"loss": step / 100}, step)
+    deadline = time.monotonic() + 30
+    while len(history(server.uri, run_id, "loss")) < 50 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert len(history(server.uri, run_id, "loss")) == 50
+    server.kill()
+    started = time.monotonic()
+    for step in range(50, 100):
+        metrics.log({"loss": step / 100}, step)
+    assert time.monotonic() - started < 1
+    time.sleep(3)  # for the thread to find out
+    server.start()
+    assert metrics.close(timeout_s=60) == 0
+    assert history(server.uri, run_id, "loss") == [(step, step / 100) for step in range(100)]
+
+
+def test_a_bundle_goes_through_a_server_and_back(server: Server, tmp_path: Path) -> None:
+    tracker, registry = Tracker(server.uri, tmp_path / "unused"), Registry(server.uri)
+    folder = write_tiny_bundle(tmp_path / "bundle")
+    version = registered(tracker, registry, folder)
+    assert version.source.startswith("mlflow-artifacts:/")
+    for uri in ("models:/vision@challenger", version.uri, f"runs:/{version.run_id}/model"):
+        assert registry.resolve(uri).version == version.version
+    bundle = registry.download(version, tmp_path / "cache")
+    assert bundle.digest == version.tags["bundle_digest"]
+    registry.set_alias(version, "champion")
+    assert [v.aliases for v in registry.versions()] == [("challenger", "champion")]
+    assert registry.metadata(version)["params"]["model_name"] == "resnet18"
+    with pytest.raises(
+        RegistryError, match=r"alias 'other' of 'vision' not found \(aliases: challenger -> 1, champion"
+    ):
+        registry.resolve("models:/vision@other")
+    with pytest.raises(RegistryError, match=r"version 9 of 'vision' not found \(versions: 1\)"):
+        registry.resolve("models:/vision/9")
+    with pytest.raises(RegistryError, match="no model 'nope' is registered"):
+        registry.resolve("models:/nope@champion")
+    with pytest.raises(RegistryError, match="run 'abc' not found"):
+        registry.resolve("runs:/abc/model")
+    assert not (tmp_path / "unused").exists()
