@@ -1,0 +1,105 @@
+"""The command line: verbs -> functions. Logs and tables go to stderr, one JSON line at the end to stdout."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from rayapp import __version__, config
+from rayapp.config import Home, Settings
+from rayapp.errors import ConfigError, RayAppError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A word of the command line: its settings, and "module:function" of (settings, home) -> dict | None.
+
+    The function is imported only when its verb runs: torch, Ray and MLflow take seconds.
+    """
+
+    settings: type[Settings]
+    function: str
+
+    def run(self, settings: Settings, home: Home) -> dict[str, Any] | None:
+        """What the verb has to say in JSON; None for nothing."""
+        module, name = self.function.split(":")
+        result: dict[str, Any] | None = getattr(importlib.import_module(module), name)(settings, home)
+        return result
+
+
+VERBS = {
+    "train": Verb(config.TrainSettings, "rayapp.verbs:train"),
+    "evaluate": Verb(config.EvaluateSettings, "rayapp.verbs:evaluate"),
+    "promote": Verb(config.PromoteSettings, "rayapp.verbs:promote"),
+    "rollback": Verb(config.RollbackSettings, "rayapp.verbs:rollback"),
+    "models": Verb(config.ModelsSettings, "rayapp.verbs:models"),
+    "predict": Verb(config.PredictSettings, "rayapp.verbs:predict"),
+    "serve": Verb(config.ServeSettings, "rayapp.verbs:serve"),
+    "demo": Verb(config.DemoSettings, "rayapp.verbs:demo"),
+    "doctor": Verb(config.DoctorSettings, "rayapp.verbs:doctor"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code of `rayapp VERB ...`: 0 done, 1 failed, 2 bad settings, 3 refused by the gate, 130 interrupted."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if not words or words[0] in ("-h", "--help"):
+        print(_usage())
+        return 0
+    if words[0] == "--version":
+        print(f"rayapp {__version__}")
+        return 0
+    return run(words[0], words[1:], prog=f"rayapp {words[0]}")
+
+
+def run(verb: str, argv: Sequence[str], *, prog: str) -> int:
+    """The exit code of one verb; one of the two places where errors become sentences."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("alembic", "mlflow", "ray", "httpx", "filelock", "botocore"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    signal.signal(signal.SIGTERM, _interrupt)  # a stopped job ends as Ctrl-C does: the run is closed as KILLED
+    try:
+        if verb not in VERBS:
+            raise ConfigError(f"unknown verb '{verb}'.{did_you_mean(verb, VERBS)}")
+        settings = config.load(VERBS[verb].settings, argv, prog=prog)
+        result = VERBS[verb].run(settings, Home.from_env())
+    except RayAppError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    if result is not None:
+        print(json.dumps(result), flush=True)
+        return int(result.get("exit_code", 0))
+    return 0
+
+
+def _interrupt(signum: int, _frame: object) -> NoReturn:
+    raise KeyboardInterrupt(signal.Signals(signum).name)
+
+
+def _usage() -> str:
+    width = max(map(len, VERBS))
+    verbs = [f"  {name:<{width}}  {(verb.settings.__doc__ or '').splitlines()[0]}" for name, verb in VERBS.items()]
+    return "\n".join(
+        [
+            "usage: rayapp VERB [--config FILE.yaml] [--section.field VALUE ...]",
+            "",
+            "Takes an image-classification model from data to production on Ray.",
+            "",
+            *verbs,
+            "",
+            "rayapp VERB --help lists the settings of a verb. State lies in RAYAPP_HOME (default ./.rayapp);",
+            "MLFLOW_TRACKING_URI and RAY_ADDRESS name an MLflow server and a Ray cluster to use instead.",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

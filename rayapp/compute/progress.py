@@ -1,0 +1,106 @@
+"""One progress line, live in a terminal and as plain lines in a log."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Iterator
+
+import ray
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from rayapp.vision.loop import EpochReport, StepReport
+
+POLL_S = 0.5
+LOG_EVERY_S = 5.0
+
+
+class Board:
+    """Where rank 0 leaves its latest report and the driver finds it: a Ray actor, so that both may be anywhere."""
+
+    def __init__(self) -> None:
+        self._line = ""
+
+    def write(self, line: str) -> None:
+        """Replace the line."""
+        self._line = line
+
+    def read(self) -> str:
+        """The latest line."""
+        return self._line
+
+
+class Narrator:
+    """Makes the progress line from reports; lives on rank 0."""
+
+    def __init__(self, steps_done: int = 0) -> None:
+        self._started = time.monotonic()
+        self._steps_before = steps_done
+        self._val_accuracy: float | None = None
+
+    def line(self, report: StepReport | EpochReport, num_steps: int) -> str:
+        """' 43 %  epoch 7/16  1,432 images/s  loss 1.204  accuracy 0.623  val 0.654  3:12 left'."""
+        if isinstance(report, EpochReport):
+            self._val_accuracy = report.val_accuracy
+            loss, accuracy = report.train_loss, report.train_accuracy
+        else:
+            loss, accuracy = report.loss, report.accuracy
+        val = "" if self._val_accuracy is None else f"  val {self._val_accuracy:.4f}"
+        return (
+            f"{report.step / num_steps:4.0%}  epoch {report.epoch}/{report.num_epochs}"
+            f"  {report.images_per_s:,.0f} images/s  loss {loss:.3f}  accuracy {accuracy:.3f}{val}"
+            f"  {self._left(report.step, num_steps)} left"
+        )
+
+    def _left(self, step: int, num_steps: int) -> str:
+        elapsed = time.monotonic() - self._started
+        return clock(elapsed / max(1, step - self._steps_before) * (num_steps - step))
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 3:07 or 1:02:07."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+@contextlib.contextmanager
+def shown(board: ray.actor.ActorHandle[Board], console: Console, before_first: str) -> Iterator[None]:
+    """The board's line is shown on console while the with block runs; before_first stands there until it has one."""
+    stop = threading.Event()
+    show = _live if console.is_terminal else _logged
+    thread = threading.Thread(target=show, args=(board, console, before_first, stop), daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5)
+
+
+def _live(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
+    with Live(Text(before_first), console=console, transient=True, refresh_per_second=4) as live:
+        while not stop.wait(POLL_S):
+            live.update(Text(_read(board) or before_first))
+
+
+def _logged(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
+    """A line when it is new, and not more often than every LOG_EVERY_S."""
+    console.print(before_first, highlight=False)
+    last, last_time = "", -LOG_EVERY_S
+    while not stop.wait(POLL_S):
+        line = _read(board)
+        if line and line != last and time.monotonic() - last_time >= LOG_EVERY_S:
+            console.print(line, highlight=False, soft_wrap=True)
+            last, last_time = line, time.monotonic()
+
+
+def _read(board: ray.actor.ActorHandle[Board]) -> str:
+    try:
+        line: str = ray.get(board.read.remote(), timeout=5)  # type: ignore[assignment]  # Ray's stub: a list
+    except (ray.exceptions.RayError, TimeoutError):
+        return ""  # the cluster is going down: training itself says why
+    return line

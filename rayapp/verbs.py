@@ -1,0 +1,164 @@
+"""The functions behind the verbs of the command line: call the room, show its result to a person, return it as JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rayapp.config import (
+    DemoSettings,
+    DoctorSettings,
+    EvaluateSettings,
+    Home,
+    ModelsSettings,
+    PredictSettings,
+    PromoteSettings,
+    RollbackSettings,
+    ServeSettings,
+    TrainSettings,
+)
+
+Json = dict[str, Any]
+
+
+def train(settings: TrainSettings, home: Home) -> Json:
+    """The trained model, or with dry_run what would be trained."""
+    from rayapp.compute.train import dry_run
+    from rayapp.compute.train import train as run
+
+    return dry_run(settings, home) if settings.dry_run else run(settings, home, _console()).as_json()
+
+
+def evaluate(settings: EvaluateSettings, home: Home) -> Json:
+    """The report's main figures; the classes are shown as a table."""
+    from rayapp.registry.evaluation import evaluate as run
+
+    evaluation = run(settings, home)
+    scores = evaluation.report.scores
+    table = Table("class", "precision", "recall", "F1", "images", box=None, header_style="bold")
+    for c in sorted(scores.classes, key=lambda c: c.f1):
+        table.add_row(c.name, f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", f"{c.support:,}")
+    console, accuracy = _console(), scores.accuracy
+    console.print(table)
+    console.print(
+        f"{settings.split} accuracy [bold]{accuracy.value:.4f}[/] (95 % interval {accuracy.low:.4f} to"
+        f" {accuracy.high:.4f}, n = {scores.num_images:,}), loss {scores.loss:.4f}, ECE {scores.ece:.4f};"
+        f" report and plots in {evaluation.folder}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return evaluation.as_json()
+
+
+def promote(settings: PromoteSettings, home: Home) -> Json:
+    """What was promoted and why; a refusal is a PromotionRefused."""
+    from rayapp.registry.models import Registry
+    from rayapp.registry.promotion import promote as run
+
+    return _shown_promotion(run(Registry(home.tracking_uri), settings))
+
+
+def rollback(settings: RollbackSettings, home: Home) -> Json:
+    """Which version is champion again."""
+    from rayapp.registry.models import Registry
+    from rayapp.registry.promotion import rollback as run
+
+    return _shown_promotion(run(Registry(home.tracking_uri), settings))
+
+
+def models(settings: ModelsSettings, home: Home) -> Json | None:
+    """The registered versions: a table on stdout, or with json one line."""
+    from rayapp.registry.models import Registry
+
+    versions = Registry(home.tracking_uri).versions()
+    rows: list[Json] = [
+        {
+            "version": v.version,
+            "aliases": list(v.aliases),
+            "val_accuracy": _number(v.tags.get("val_accuracy")),
+            "test_accuracy": _number(v.tags.get("test_accuracy")),
+            "test_accuracy_low": _number(v.tags.get("test_accuracy_low")),
+            "test_accuracy_high": _number(v.tags.get("test_accuracy_high")),
+            "n": _number(v.tags.get("test_n")),
+            "created": v.created.isoformat(timespec="seconds"),
+            "run_id": v.run_id,
+        }
+        for v in versions
+    ]
+    if settings.json_output:
+        return {"models": rows}
+    Console().print(_models_table(rows) if rows else "no model is registered yet; make one with: rayapp train")
+    return None
+
+
+def _models_table(rows: list[Json]) -> Table:
+    """Fits 80 columns: the run is shortened, MLflow finds it by its beginning too."""
+    table = Table("version", "aliases", "val", "test", "95 % interval", "n", "created", "run", header_style="bold")
+    for row in rows:
+        test, interval, n = "-", "not evaluated", "-"
+        if row["test_accuracy"] is not None:
+            test, n = f"{row['test_accuracy']:.4f}", f"{row['n']:.0f}"
+            interval = f"{row['test_accuracy_low']:.3f}-{row['test_accuracy_high']:.3f}"
+        val = "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.4f}"
+        aliases = "\n".join(row["aliases"])
+        table.add_row(str(row["version"]), aliases, val, test, interval, n, str(row["created"])[:10], row["run_id"][:6])
+    return table
+
+
+def predict(settings: PredictSettings, home: Home) -> Json | None:
+    """The prediction of each file: a table on stdout, or with json one line."""
+    from rayapp.predict import predict_files
+
+    predictions = predict_files(settings, home)
+    if settings.json_output:
+        return {"predictions": predictions}
+    table = Table("file", "class", "confidence", "next", header_style="bold")
+    for path, p in zip(settings.images, predictions, strict=True):
+        others = sorted(p["probabilities"].items(), key=lambda item: -item[1])[1:3]
+        runners_up = ", ".join(f"{name} {share:.1%}" for name, share in others)
+        table.add_row(str(path), p["predicted_class"], f"{p['confidence']:.1%}", runners_up)
+    Console().print(table)
+    return None
+
+
+def serve(settings: ServeSettings, home: Home) -> None:
+    """Serves until Ctrl-C."""
+    from rayapp.serve.app import serve_forever
+
+    serve_forever(settings, home)
+
+
+def demo(settings: DemoSettings, home: Home) -> Json:
+    """The steps of a model's life with PASS or FAIL."""
+    from rayapp.demo import demo as run
+
+    return run(settings, home)
+
+
+def doctor(settings: DoctorSettings, home: Home) -> Json | None:
+    """The checks of this machine with advice."""
+    from rayapp.doctor import doctor as run
+
+    return run(settings, home)
+
+
+def _console() -> Console:
+    return Console(stderr=True)
+
+
+def _number(text: str | None) -> float | None:
+    return None if text is None else float(text)
+
+
+def _shown_promotion(promotion: Any) -> Json:
+    console = _console()
+    before = f" (before: version {promotion.previous_version})" if promotion.previous_version else ""
+    console.print(
+        f"{promotion.verdict}: champion is version [bold]{promotion.model_version}[/]{before}", highlight=False
+    )
+    for reason in promotion.reasons:
+        console.print(f"  {reason}", highlight=False, soft_wrap=True)
+    result: Json = promotion.as_json()
+    return result

@@ -1,0 +1,332 @@
+"""Training for real: Ray workers, MLflow on sqlite or as a server, checkpoints on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+
+from rayapp.config import Home, TrainSettings, validate
+from rayapp.errors import ConfigError
+
+pytestmark = pytest.mark.timeout(600)
+COMMAND = [sys.executable, "-m", "rayapp.cli", "train"]
+
+
+def settings(**sections: dict[str, object]) -> TrainSettings:
+    quick = {"data": {"dataset": "digits"}, "optim": {"epochs": 2}, "tracking": {"log_every_steps": 2}}
+    return validate(TrainSettings, quick | sections)
+
+
+def client(home: Home):  # type: ignore[no-untyped-def]
+    from mlflow import MlflowClient
+
+    return MlflowClient(home.tracking_uri)
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
+    """One training of two workers that several tests look at, its home, and what it returned."""
+    from rayapp.compute.train import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    home = Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    return home, train(settings(compute={"num_workers": 2}), home)
+
+
+def test_two_workers_train_one_model_that_is_registered_as_challenger(trained) -> None:  # type: ignore[no-untyped-def]
+    home, result = trained
+    said = result.as_json()
+    assert said["model_uri"] == "models:/vision/1"
+    assert said["model_version"] == 1
+    assert said["epochs"] == 2
+    assert 0.1 < said["val_accuracy"] <= 1
+    version = client(home).get_model_version_by_alias("vision", "challenger")
+    assert version.version in ("1", 1)
+    assert version.run_id == said["run_id"]
+
+
+def test_F44_there_is_exactly_one_run_and_it_is_finished(trained) -> None:  # type: ignore[no-untyped-def]
+    home, result = trained
+    mlflow = client(home)
+    experiment = mlflow.get_experiment_by_name("rayapp")
+    runs = mlflow.search_runs([experiment.experiment_id])
+    assert [(r.info.run_id, r.info.status) for r in runs] == [(result.run.run_id, "FINISHED")]
+
+
+def test_the_run_tells_settings_versions_code_data_and_hardware(trained) -> None:  # type: ignore[no-untyped-def]
+    home, result = trained
+    run = client(home).get_run(result.run.run_id)
+    assert run.data.params["optim.epochs"] == "2"
+    assert run.data.params["model.name"] == "mobilenet_v3_small"
+    assert run.data.params["plan.world_batch"] == "64"
+    for tag in ("git_sha", "data_digest", "split_digest", "hardware.cpu", "version.torch", "version.ray"):
+        assert run.data.tags[tag]
+
+
+def test_F17_each_metric_name_has_one_axis(trained) -> None:  # type: ignore[no-untyped-def]
+    home, result = trained
+    mlflow, run_id = client(home), result.run.run_id
+    steps = [m.step for m in mlflow.get_metric_history(run_id, "train/loss")]
+    epochs = [m.step for m in mlflow.get_metric_history(run_id, "val/accuracy")]
+    assert steps == sorted(set(steps))
+    assert all(step % 2 == 0 for step in steps)
+    assert epochs == [1, 2]
+    logged = [m.value for m in mlflow.get_metric_history(run_id, "val/accuracy")]
+    assert logged == pytest.approx([e.val_accuracy for e in result.epochs])
+
+
+def test_curves_checkpoint_split_and_bundle_are_in_mlflow(trained) -> None:  # type: ignore[no-untyped-def]
+    home, result = trained
+    mlflow, run_id = client(home), result.run.run_id
+    assert {f.path for f in mlflow.list_artifacts(run_id)} >= {"curves.png", "checkpoint", "data"}
+    split = np.load(mlflow.download_artifacts(run_id, "data/split.npz"))
+    assert not set(split["train"]) & set(split["validation"])
+
+
+def test_F5_the_registered_bundle_is_the_best_epoch(trained) -> None:  # type: ignore[no-untyped-def]
+    from rayapp.registry.models import Registry
+    from rayapp.vision.evaluate import dataset_of, evaluate_bundle
+    from rayapp.vision.predictor import Predictor
+
+    home, result = trained
+    registry = Registry(home.tracking_uri)
+    bundle = registry.download(registry.resolve("models:/vision@challenger"), home.bundles)
+    predictor = Predictor.load(bundle, device="cpu")
+    report = evaluate_bundle(predictor, dataset_of(bundle, home.data), split="validation")
+    assert report.scores.accuracy.value == pytest.approx(result.best.val_accuracy, abs=1e-9)
+    assert bundle.manifest.class_names == tuple("0123456789")
+
+
+def test_a_finished_run_cannot_be_resumed(trained) -> None:  # type: ignore[no-untyped-def]
+    from rayapp.compute.train import train
+
+    home, result = trained
+    with pytest.raises(ConfigError, match="is finished: there is nothing to resume"):
+        train(validate(TrainSettings, {"resume": result.run.name}), home)
+    with pytest.raises(ConfigError, match="no run 'nonsense' to resume"):
+        train(validate(TrainSettings, {"resume": "nonsense"}), home)
+
+
+def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
+    from rayapp.compute.train import train
+
+    home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(ConfigError, match=r"num_workers 64 needs 64 CPUs, the cluster has 2; at most 2 workers fit"):
+        train(settings(compute={"num_workers": 64}), home)
+    assert not home.runs.exists()
+
+
+def test_a_loss_that_explodes_ends_the_run_as_failed_without_retries(ray_cluster: None, tmp_path: Path) -> None:
+    from rayapp.compute.train import train
+    from rayapp.errors import TrainingError
+
+    home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    with pytest.raises(TrainingError, match=r"lower --optim\.lr"):
+        train(settings(optim={"epochs": 1, "lr": 1e30}), home)
+    mlflow = client(home)
+    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("rayapp").experiment_id])
+    assert run.info.status == "FAILED"
+
+
+# --- as a process of its own, the way a person or a job runs it ---
+
+
+def started(home: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, *words],
+        env=os.environ | {"RAYAPP_HOME": str(home)} | (environment or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_until(happened: Callable[[], bool], process: subprocess.Popen[str], timeout_s: float = 240) -> None:
+    until = time.monotonic() + timeout_s
+    while not happened():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "timed out"
+        time.sleep(0.1)
+
+
+def num_checkpoints(home: Path) -> int:
+    return len(list(home.glob("runs/*/checkpoint_*/state.pt")))
+
+
+def test_ctrl_c_closes_the_run_as_killed_and_resume_finishes_it(home: Path) -> None:
+    process = started(home, "--optim.epochs", "8", "--tracking.log_every_steps", "2")
+    wait_until(lambda: num_checkpoints(home) >= 1, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
+    assert "go on with: rayapp train --resume digits-mobilenet_v3_small-" in errors
+    state = Home(folder=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}")
+    (path,) = home.glob("runs/*/run.json")
+    run = json.loads(path.read_text())
+    assert client(state).get_run(run["run_id"]).info.status == "KILLED"
+
+    process = started(home, "--resume", run["name"])
+    output, errors = process.communicate(timeout=400)
+    assert process.returncode == 0, errors
+    said = json.loads(output.splitlines()[-1])
+    assert said["run_id"] == run["run_id"]
+    assert said["epochs"] == 8
+    assert client(state).get_run(run["run_id"]).info.status == "FINISHED"
+    epochs = [m.step for m in client(state).get_metric_history(run["run_id"], "val/accuracy")]
+    assert sorted(set(epochs)) == list(range(1, 9))
+
+
+# --- what must not end a training ---
+
+
+def in_background(function: Callable[[], None]) -> threading.Thread:
+    thread = threading.Thread(target=function, daemon=True)
+    thread.start()
+    return thread
+
+
+def test_a_killed_worker_is_replaced_and_the_run_goes_on_from_its_checkpoint(ray_cluster: None, tmp_path: Path) -> None:
+    from rayapp.compute.train import train
+
+    home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    killed: list[int] = []
+
+    def kill_one_worker() -> None:
+        while num_checkpoints(tmp_path) < 1:
+            time.sleep(0.05)
+        time.sleep(1.0)  # longer than one look of Ray's controller, so that it knows of the checkpoint
+        workers = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+        mine = [p for p in workers if psutil.Process() in p.parents()]
+        mine[0].kill()
+        killed.append(mine[0].pid)
+
+    killer = in_background(kill_one_worker)
+    result = train(settings(compute={"num_workers": 2}, optim={"epochs": 6}), home)
+    killer.join(timeout=10)
+    assert killed
+    assert [e.epoch for e in result.epochs] == list(range(1, 7))
+    mlflow = client(home)
+    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("rayapp").experiment_id])
+    assert run.info.status == "FINISHED"
+
+
+@pytest.fixture
+def mlflow_server(tmp_path: Path) -> Iterator[Callable[[], tuple[str, subprocess.Popen[bytes]]]]:
+    """Starts an MLflow server, each time the same one on the same port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    servers: list[subprocess.Popen[bytes]] = []
+
+    def start() -> tuple[str, subprocess.Popen[bytes]]:
+        words = ["server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+        store = ["--backend-store-uri", f"sqlite:///{tmp_path}/server.db", "--artifacts-destination", f"{tmp_path}/art"]
+        server = subprocess.Popen(
+            [sys.executable, "-m", "mlflow", *words, *store],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        servers.append(server)
+        url, until = f"http://127.0.0.1:{port}", time.monotonic() + 120
+        while True:
+            assert server.poll() is None
+            assert time.monotonic() < until
+            with contextlib.suppress(httpx.HTTPError):
+                if httpx.get(f"{url}/health", timeout=2).status_code == 200:
+                    return url, server
+            time.sleep(0.2)
+
+    yield start
+    for server in servers:
+        stop(server)
+
+
+def stop(server: subprocess.Popen[bytes]) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(server.pid, signal.SIGKILL)
+    server.wait()
+
+
+def test_F29_killing_mlflow_does_not_stop_training_and_resume_delivers(
+    ray_cluster: None, tmp_path: Path, mlflow_server: Callable[[], tuple[str, subprocess.Popen[bytes]]]
+) -> None:
+    from rayapp.compute import train as room
+    from rayapp.errors import RegistryError
+
+    url, server = mlflow_server()
+    home = Home(folder=tmp_path, tracking_uri=url)
+
+    def kill_mlflow() -> None:
+        while num_checkpoints(tmp_path) < 1:
+            time.sleep(0.05)
+        stop(server)
+
+    killer = in_background(kill_mlflow)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "DELIVERY_TIMEOUT_S", 3.0)
+        with pytest.raises(
+            RegistryError, match=r"the model is trained and kept in .* send it with: rayapp train --resume"
+        ):
+            room.train(settings(optim={"epochs": 4}), home)
+    killer.join(timeout=10)
+    (path,) = tmp_path.glob("runs/*/run.json")
+    run = json.loads(path.read_text())
+    assert run["stage"] == "trained"
+
+    mlflow_server()
+    result = room.train(validate(TrainSettings, {"resume": run["name"]}), home)
+    assert result.version is not None
+    mlflow = client(home)
+    assert mlflow.get_run(run["run_id"]).info.status == "FINISHED"
+    epochs = [m.step for m in mlflow.get_metric_history(run["run_id"], "val/accuracy")]
+    assert epochs == [1, 2, 3, 4]  # all of them, none twice
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(ray_cluster: None, tmp_path: Path) -> None:
+    from rayapp.compute.train import train
+    from rayapp.errors import TrainingError
+
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=80m", "tmpfs", str(small)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a small file system needs rights that this machine does not give")
+    try:
+        home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+        stuffing = small / "other"
+
+        def fill_disk() -> None:
+            while not list(small.glob("*/checkpoint_*/state.pt")):
+                time.sleep(0.02)
+            with contextlib.suppress(OSError), stuffing.open("wb") as file:
+                while True:
+                    file.write(b"x" * 2**20)
+                    file.flush()
+
+        filler = in_background(fill_disk)
+        compute = {"num_workers": 1, "storage_path": str(small), "max_failures": 0}
+        with pytest.raises(TrainingError, match=r"No space left.*go on with: rayapp train --resume"):
+            train(settings(optim={"epochs": 8}, compute=compute), home)
+        filler.join(timeout=10)
+        stuffing.unlink()
+        (path,) = tmp_path.glob("runs/*/run.json")
+        result = train(validate(TrainSettings, {"resume": json.loads(path.read_text())["name"]}), home)
+        assert [e.epoch for e in result.epochs] == list(range(1, 9))
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
