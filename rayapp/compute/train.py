@@ -168,7 +168,7 @@ def _open_run(settings: TrainSettings, home: Home, dataset: Dataset, split: Spli
 
 def _describe(console: Console, settings: TrainSettings, dataset: Dataset, split: Split, device: str, run: Run) -> None:
     plan = _plan(settings, dataset, split)
-    console.print(f"run [bold]{run.name}[/]  (MLflow {run.run_id})", highlight=False)
+    console.print(f"run [bold]{run.name}[/]  (MLflow {run.run_id})", highlight=False, soft_wrap=True)
     console.print(
         f"{plan['dataset']}: {plan['train_images']:,} + {plan['validation_images']:,} images of {plan['classes']}"
         f" classes, {settings.model.name}, {plan['workers']} x {device}, world batch {plan['world_batch']},"
@@ -326,8 +326,9 @@ def _deliver(run: Run, home: Home, epochs: list[EpochReport], console: Console) 
         tracker.log_artifact(run.run_id, run.checkpoint_folder / CHECKPOINT, "checkpoint")
         source = registry.log_bundle(run.run_id, run.bundle_folder)
         tags = {"val_accuracy": f"{best.val_accuracy:.6f}"}
-        version = registry.register(run.run_id, source, tags=tags) if run.settings.register_model else None
         tracker.close_run(run.run_id, "FINISHED")
+        # last, so that a delivery that is repeated cannot register twice
+        version = registry.register(run.run_id, source, tags=tags) if run.settings.register_model else None
     except RegistryError as error:
         raise RegistryError(
             f"{error}; the model is trained and kept in {run.bundle_folder},"

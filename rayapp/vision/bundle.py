@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -32,6 +33,16 @@ from rayapp.vision.preprocess import PreprocessSpec
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, GRAPH = "manifest.json", "weights.safetensors", "model.onnx"
+# ONNX Runtime's errors share no base class but Exception
+_ORT_ERRORS = (
+    ort_errors.Fail,
+    ort_errors.InvalidArgument,
+    ort_errors.InvalidGraph,
+    ort_errors.InvalidProtobuf,
+    ort_errors.NoSuchFile,
+    ort_errors.NotImplemented,
+    ort_errors.RuntimeException,
+)
 EXPORT_TOLERANCE = 1e-3  # largest difference between a logit of torch and of ONNX Runtime
 
 
@@ -165,7 +176,7 @@ def onnx_session(path: Path, *, num_threads: int) -> Any:  # onnxruntime has no 
     options.log_severity_level = 3
     try:
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except (RuntimeError, ValueError, ort.capi.onnxruntime_pybind11_state.OrtException) as error:
+    except _ORT_ERRORS as error:
         raise BundleError(f"{path} cannot be loaded by ONNX Runtime: {error}") from error
 
 

@@ -291,8 +291,8 @@ def _optimizer(model: nn.Module, config: OptimConfig, *, lr: float) -> torch.opt
         {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
     ]
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr)
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0)
+        return torch.optim.AdamW(groups, lr=lr, fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
 
 
 def _lr_factor(config: OptimConfig, num_steps: int) -> Callable[[int], float]:

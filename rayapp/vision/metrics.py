@@ -9,7 +9,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 from torch import Tensor
 
 ECE_BINS = 15
@@ -103,6 +102,8 @@ class Scores:
 
 def score(probabilities_nk: NDArray[np.float32], labels_n: NDArray[np.int64], names: tuple[str, ...]) -> Scores:
     """The Scores of (N, K) probabilities against (N,) labels; names are the K classes."""
+    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support  # 1 s that training has no use for
+
     predicted_n = probabilities_nk.argmax(1)
     hits_n = predicted_n == labels_n
     of_truth_n = probabilities_nk[np.arange(len(labels_n)), labels_n].astype(np.float64)

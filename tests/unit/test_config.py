@@ -255,7 +255,7 @@ def test_wrong_flag_of_another_verb_gets_a_sentence(verb, argv, sentence):
 # --- what follows from the settings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("num_images", "epochs"), [(45_000, 16), (1_300, 30), (200_000, 8)])
+@pytest.mark.parametrize(("num_images", "epochs"), [(45_000, 13), (1_300, 20), (200_000, 8)])
 def test_epochs_follow_the_number_of_images(num_images, epochs):
     assert config.OptimConfig().num_epochs(num_images) == epochs
     assert config.OptimConfig(epochs=2).num_epochs(num_images) == 2

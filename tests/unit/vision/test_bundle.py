@@ -10,7 +10,7 @@ import torch
 
 from rayapp.config import DataConfig, ModelConfig
 from rayapp.errors import BundleError, ConfigError
-from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, write_bundle
+from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, onnx_session, write_bundle
 from rayapp.vision.datasets import DatasetInfo
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor, _TorchEngine, resolve_device
@@ -137,3 +137,11 @@ def test_a_device_that_is_not_here_is_named(written: Path) -> None:
     with pytest.raises(ConfigError, match=r"device 'cuda' is not available here \(available: "):
         Predictor.load(Bundle.open(written), device="cuda")
     assert resolve_device("cpu") == "cpu"
+
+
+def test_a_graph_that_is_none_is_a_bundle_error(tmp_path: Path) -> None:
+    (tmp_path / GRAPH).write_bytes(b"no graph")
+    with pytest.raises(BundleError, match="cannot be loaded by ONNX Runtime"):
+        onnx_session(tmp_path / GRAPH, num_threads=1)
+    with pytest.raises(BundleError, match="cannot be loaded by ONNX Runtime"):
+        onnx_session(tmp_path / "missing.onnx", num_threads=1)
