@@ -1,0 +1,191 @@
+"""A tiny model that is a real bundle, and a server around it: what the tests of serving share.
+
+Its graph is one matrix product over the pixels, built with onnx alone, so that a bundle takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import socket
+import threading
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import onnx
+import uvicorn
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from starlette.types import ASGIApp
+
+from rayapp.config import DataConfig, ModelConfig, ServeArgs
+from rayapp.errors import RegistryError
+from rayapp.registry.names import ModelVersion
+from rayapp.serve.contract import build_app
+from rayapp.serve.metrics import Metrics
+from rayapp.serve.replica import Replica, Served
+from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest
+from rayapp.vision.predictor import Predictor
+from rayapp.vision.preprocess import PreprocessSpec
+
+CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
+SIDE_PX = 32
+
+
+def write_tiny_bundle(
+    folder: Path, *, seed: int = 0, classes: tuple[str, ...] = CLASSES, num_logits: int = 0
+) -> Bundle:
+    """A bundle whose weights come from seed; num_logits other than the number of classes makes a broken one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    _write_graph(folder / GRAPH, seed, num_logits or len(classes))
+    (folder / WEIGHTS).write_bytes(b"not used on a CPU")
+    manifest = Manifest(
+        model=ModelConfig(),
+        preprocess=PreprocessSpec(height_px=SIDE_PX, width_px=SIDE_PX),
+        class_names=classes,
+        mean=(0.5, 0.5, 0.5),
+        std=(0.25, 0.25, 0.25),
+        data=DataConfig(),
+        data_digest="sha256:data",
+        split_digest="sha256:split",
+        git_sha="unknown",
+        versions={},
+        metrics={"val_accuracy": 0.5},
+        created=datetime.now(UTC).isoformat(),
+        files={name: file_digest(folder / name) for name in (WEIGHTS, GRAPH)},
+    )
+    (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
+    return Bundle.open(folder)
+
+
+def _write_graph(path: Path, seed: int, num_logits: int) -> None:
+    rng = np.random.default_rng(seed)
+    pixels = SIDE_PX * SIDE_PX * 3
+    weights = (rng.standard_normal((pixels, num_logits)) / 255 / np.sqrt(pixels) * 8).astype(np.float32)
+    constants = {"shape": np.array([-1, pixels], dtype=np.int64), "weights": weights}
+    graph = helper.make_graph(
+        [
+            helper.make_node("Cast", ["images"], ["floats"], to=TensorProto.FLOAT),
+            helper.make_node("Reshape", ["floats", "shape"], ["flat"]),
+            helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+        ],
+        "tiny",
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", SIDE_PX, SIDE_PX, 3])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", num_logits])],
+        [numpy_helper.from_array(value, name) for name, value in constants.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=10)
+    onnx.save(model, path)
+
+
+def tiny_version(version: int = 1, *, alias: str | None = "champion") -> ModelVersion:
+    """What a registry would say of a version."""
+    return ModelVersion(
+        name="vision",
+        version=version,
+        run_id=hashlib.md5(str(version).encode(), usedforsecurity=False).hexdigest(),
+        aliases=(alias,) if alias else (),
+        alias=alias,
+        stage=None,
+        source=f"models:/m-{version}",
+        status="READY",
+        tags={},
+        created=datetime.now(UTC),
+    )
+
+
+class Shelf:
+    """A registry in memory: bundles by version, and one alias that the tests move."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.champion = 1
+        self.down = False
+        self.num_downloads = 0
+
+    def add(self, version: int, **bundle: Any) -> Path:
+        """The folder of a new version's bundle."""
+        return write_tiny_bundle(self.folder / str(version), seed=version, **bundle).folder
+
+    def resolve(self, uri: str) -> ModelVersion:
+        """The version that the alias names."""
+        if self.down:
+            raise RegistryError("MLflow does not answer")
+        return tiny_version(self.champion, alias="champion" if "@" in uri else None)
+
+    def download(self, version: ModelVersion, cache: Path) -> Bundle:
+        """The verified bundle of a version."""
+        self.num_downloads += 1
+        return Bundle.open(self.folder / str(version.version))
+
+    def metadata(self, version: ModelVersion) -> dict[str, Any]:
+        """model_metadata of the contract."""
+        return {
+            "name": version.name,
+            "version": str(version.version),
+            "alias": version.alias,
+            "aliases": list(version.aliases),
+            "run_id": version.run_id,
+            "status": version.status,
+            "source": version.source,
+            "params": {"epochs": "3"},
+            "metrics": {"val_accuracy": 0.5, "val_loss": float("nan")},
+            "tags": {},
+        }
+
+
+def tiny_served(folder: Path, *, version: int = 1) -> Served:
+    """A loaded tiny model."""
+    shelf = Shelf(folder)
+    shelf.add(version)
+    found = tiny_version(version)
+    return Served(Predictor.load(shelf.download(found, folder), device="cpu"), found, shelf.metadata(found))
+
+
+def quick_args(**changes: Any) -> ServeArgs:
+    """Settings for tests."""
+    return ServeArgs(device="cpu", **changes)
+
+
+def picture(seed: int = 0, *, height: int = SIDE_PX, width: int = SIDE_PX, mode: str = "RGB") -> Image.Image:
+    """A noisy image."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@contextlib.contextmanager
+def client_of(served: Served, **changes: Any) -> Iterator[httpx.Client]:
+    """A client of a server that answers with served, with settings of its own."""
+    args = quick_args(**changes)
+    replica = Replica(served, args)
+    with listening(build_app(replica, args, Metrics())) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+    replica.close()
+
+
+@contextlib.contextmanager
+def listening(app: ASGIApp) -> Iterator[str]:
+    """The URL of a real HTTP server in a thread, for clients that need a socket."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(128)  # so that a client that is faster than the server's thread waits
+        server = uvicorn.Server(uvicorn.Config(app, log_config=None, server_header=False, lifespan="off"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(timeout=20)

@@ -1,0 +1,195 @@
+"""The application on a real Ray Serve, over real HTTP, with a real registry."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+import httpx
+import pytest
+
+from rayapp.config import Home, ServeArgs
+from rayapp.errors import ConfigError, RegistryError
+from rayapp.registry.models import Registry
+from rayapp.registry.names import ModelVersion
+from rayapp.registry.tracking import Tracker
+from rayapp.serve.app import start, stop
+from rayapp.vision.bundle import GRAPH
+from tests.contract.tiny import encoded, picture, write_tiny_bundle
+
+PATIENCE_S = 60.0  # an exchange takes 2 s on an idle machine
+
+
+@dataclass
+class Site:
+    """A home with a registry, in which versions are made and the alias is moved."""
+
+    home: Home
+    registry: Registry
+
+    @classmethod
+    def at(cls, folder: Path) -> Site:
+        """A site with version 1 as champion."""
+        home = Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+        folder.mkdir(parents=True, exist_ok=True)
+        site = cls(home, Registry(home.tracking_uri))
+        site.promote(site.register(1))
+        return site
+
+    def register(self, seed: int) -> ModelVersion:
+        """A new version."""
+        folder = self.home.folder / "made" / str(seed)
+        write_tiny_bundle(folder, seed=seed)
+        tracker = Tracker(self.home.tracking_uri, self.home.artifacts)
+        run_id = tracker.open_run("serve", f"seed-{seed}", params={"model.name": "tiny"}, tags={})
+        source = self.registry.log_bundle(run_id, folder)
+        tracker.close_run(run_id, "FINISHED")
+        return self.registry.register(run_id, source)
+
+    def promote(self, version: ModelVersion) -> None:
+        """Point champion at a version."""
+        self.registry.set_alias(version, "champion")
+
+
+@dataclass
+class Server:
+    """A running server and the site that it follows."""
+
+    site: Site
+    url: str
+
+    def version(self) -> str:
+        """The version that answers."""
+        info = httpx.post(f"{self.url}/get_model_info", timeout=PATIENCE_S).raise_for_status().json()
+        return str(info["model_metadata"]["version"])
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Wait until condition holds; meanwhile every prediction has to succeed."""
+        data, deadline = encoded(picture()), time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < deadline
+            httpx.post(f"{self.url}/predict_image", files={"image": ("a", data)}).raise_for_status()
+            time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def server(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    site, port = Site.at(tmp_path_factory.mktemp("site")), free_port()
+    start(ServeArgs(device="cpu", poll_s=0.2), site.home, port=port)
+    try:
+        yield Server(site, f"http://127.0.0.1:{port}")
+    finally:
+        stop()
+
+
+def test_single_and_batch_agree_over_http(server: Server):
+    files = [encoded(picture(seed)) for seed in range(5)]
+
+    batch = httpx.post(f"{server.url}/predict_batch", files=[("images", (f"{n}.png", f)) for n, f in enumerate(files)])
+    singles = [httpx.post(f"{server.url}/predict_image", files={"image": ("a.png", file)}).json() for file in files]
+
+    assert [one["predicted_class"] for one in batch.json()] == [one["predicted_class"] for one in singles]
+    for one, other in zip(batch.json(), singles, strict=True):
+        assert one["probabilities"] == pytest.approx(other["probabilities"], abs=1e-5)
+
+
+def test_headers_are_the_contracts_and_not_the_proxys(server: Server):
+    health = httpx.post(f"{server.url}/health")
+    missing = httpx.get(f"{server.url}/no/such/route")
+
+    assert health.headers.get_list("server") == ["BentoML Service/VisionClassifier"]
+    assert health.headers["content-type"] == "application/json"
+    assert missing.headers.get_list("server") == []
+    assert (missing.status_code, missing.text) == (404, "Not Found")
+
+
+def test_client_cannot_shorten_the_time_limit(server: Server):
+    answer = httpx.post(f"{server.url}/health", headers={"x-request-timeout-seconds": "0.0001"})
+
+    assert answer.status_code == 200
+
+
+def test_body_beyond_the_limit_is_refused_through_the_proxy(server: Server):
+    chunks = (b"x" * 2**20 for _ in range(66))
+
+    answer = httpx.post(f"{server.url}/predict_image", content=chunks, timeout=PATIENCE_S)
+
+    assert answer.status_code == 413
+    assert "limit" in answer.json()["error"]
+
+
+def test_moved_alias_is_followed_without_a_failed_request(server: Server):
+    """FAULTS 46: the alias was read once, at start."""
+    before = server.version()
+    newer = server.site.register(2)
+
+    server.site.promote(newer)
+    server.until(lambda: server.version() == str(newer.version))
+
+    answer = httpx.post(f"{server.url}/predict_image", files={"image": ("a", encoded(picture()))})
+    assert answer.headers["x-model-version"] == str(newer.version) != before
+
+
+def test_corrupt_bundle_is_refused_while_the_old_one_serves(server: Server):
+    before = server.version()
+    broken = server.site.register(3)
+    with (Path(unquote(urlparse(broken.source).path)) / GRAPH).open("ab") as graph:
+        graph.write(b"x")
+
+    server.site.promote(broken)
+    failed = f'rayapp_rollout_failed{{model_version="{broken.version}",reason="BundleError"}} 1.0'
+    server.until(lambda: failed in httpx.get(f"{server.url}/metrics").text)
+
+    assert server.version() == before
+    assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_missing_alias_is_said_before_serve_starts(ray_cluster: None, tmp_path: Path):
+    site = Site.at(tmp_path)
+
+    with pytest.raises(RegistryError, match="challenge"):
+        start(ServeArgs(model="models:/vision@challenge"), site.home, port=free_port())
+
+
+def test_more_replicas_than_cpus_are_refused_instead_of_waited_for(ray_cluster: None, tmp_path: Path):
+    site = Site.at(tmp_path)
+
+    with pytest.raises(ConfigError, match="5 CPUs, the cluster has 2"):
+        start(ServeArgs(device="cpu", num_replicas=5), site.home, port=free_port())
+
+
+def test_command_serves_until_sigterm_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    site, port = Site.at(tmp_path / "site"), free_port()
+    monkeypatch.setenv("RAYAPP_HOME", str(site.home.folder))
+    command = [sys.executable, "-m", "rayapp.cli", "serve", "--port", str(port), "--app.device", "cpu"]
+
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            answer = httpx.post(f"http://127.0.0.1:{port}/health", timeout=PATIENCE_S)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=2 * PATIENCE_S)
+        finally:
+            process.kill()
+
+    assert f"serving models:/vision/1 (champion) at http://127.0.0.1:{port}" in line
+    assert answer.json() == {"status": "healthy", "service": "mlflow_vision_classifier"}
+    assert process.returncode == 0, errors
+    assert "Traceback" not in errors
+    assert "SIGTERM" not in errors
+    with pytest.raises(httpx.ConnectError):
+        httpx.post(f"http://127.0.0.1:{port}/health")

@@ -1,0 +1,95 @@
+"""serve_configs/*.yaml: Serve ignores unknown keys silently, so they are read strictly here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as as_serve_calls
+from ray.serve.schema import ServeDeploySchema
+
+from rayapp.config import ServeArgs
+from rayapp.serve.app import build
+from rayapp.serve.proxy import CONTROLLER_OPTIONS
+
+FOLDER = Path(__file__).resolve().parents[3] / "serve_configs"
+FILES = sorted(FOLDER.glob("*.yaml"))
+
+
+def unknown_keys(model: type[BaseModel], values: dict[str, Any], where: str = "") -> list[str]:
+    """The keys of values, at any depth, that the model has no field for."""
+    found = []
+    for key, value in values.items():
+        if key not in model.model_fields:
+            found.append(where + key)
+            continue
+        inner = next((m for m in _models(model.model_fields[key].annotation)), None)
+        if inner is not None:
+            for at, one in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(one, dict):
+                    found += unknown_keys(inner, one, f"{where}{key}[{at}].")
+    return found
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def content(path: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return loaded
+
+
+def test_local_is_there():
+    assert FOLDER / "local.yaml" in FILES
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_serve_knows_every_key(path: Path):
+    assert unknown_keys(ServeDeploySchema, content(path)) == []
+    ServeDeploySchema.model_validate(content(path))
+
+
+def test_a_wrong_key_would_be_found():
+    values = content(FOLDER / "local.yaml")
+    values["applications"][0]["deployments"][0]["num_replica"] = 2
+    values["http_options"]["hots"] = "x"
+
+    assert unknown_keys(ServeDeploySchema, values) == [
+        "http_options[0].hots",
+        "applications[0].deployments[0].num_replica",
+    ]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_application_is_built_from_its_args(path: Path):
+    (application,) = content(path)["applications"]
+    module, function = application["import_path"].split(":")
+    (named,) = application["deployments"]
+
+    built = as_serve_calls(build, application["args"])
+
+    assert (module, function) == (build.__module__, build.__name__)
+    assert application["route_prefix"] == "/"
+    assert built._bound_deployment.name == named["name"]
+    with pytest.raises(ValidationError):
+        as_serve_calls(build, {**application["args"], "max_bach": 1})
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_the_applications_own_limits_bite_first(path: Path):
+    values = content(path)
+    (application,) = values["applications"]
+    (deployment,) = application["deployments"]
+    args = ServeArgs.model_validate(application["args"])
+
+    assert values["http_options"]["request_timeout_s"] > args.timeout_s
+    assert deployment["max_ongoing_requests"] > args.max_queue
+    assert deployment["graceful_shutdown_timeout_s"] > args.timeout_s
+    assert values["http_options"]["host"], "without it Serve listens on every interface"
+    assert values["controller_options"] == CONTROLLER_OPTIONS

@@ -1,0 +1,70 @@
+"""Metrics: the names, labels and buckets that dashboards of the replaced service read."""
+
+from __future__ import annotations
+
+import pytest
+
+from rayapp.serve.metrics import CONTENT_TYPE, ENDPOINTS, Metrics
+
+LABELS = 'runner_name="VisionClassifier",service_name="VisionClassifier",service_version="not available"'
+
+
+def lines(metrics: Metrics) -> list[str]:
+    return metrics.render().decode().splitlines()
+
+
+def test_endpoints_are_there_at_zero_before_the_first_request():
+    text = lines(Metrics())
+
+    for endpoint in ENDPOINTS:
+        for code in ("200", "500"):
+            at = f'{{endpoint="{endpoint}",http_response_code="{code}",{LABELS}}} 0.0'
+            assert f"bentoml_service_request_total{at}" in text
+            assert f"bentoml_service_request_duration_seconds_count{at}" in text
+        assert f'bentoml_service_request_in_progress{{endpoint="{endpoint}",{LABELS}}} 0.0' in text
+
+
+def test_a_request_is_counted_and_timed():
+    metrics = Metrics()
+
+    with metrics.request("/health") as answered:
+        running = f'bentoml_service_request_in_progress{{endpoint="/health",{LABELS}}} 1.0'
+        assert running in lines(metrics)
+        answered(413)
+
+    text = lines(metrics)
+    at = f'{{endpoint="/health",http_response_code="413",{LABELS}}} 1.0'
+    assert f"bentoml_service_request_total{at}" in text
+    assert f"bentoml_service_request_duration_seconds_count{at}" in text
+    assert running not in text
+    assert any(line.startswith("bentoml_service_last_request_timestamp_seconds{pid=") for line in text)
+
+
+def test_request_that_breaks_off_is_no_longer_in_progress():
+    metrics = Metrics()
+
+    with pytest.raises(KeyError), metrics.request("/health"):
+        raise KeyError
+
+    assert f'bentoml_service_request_in_progress{{endpoint="/health",{LABELS}}} 0.0' in lines(metrics)
+
+
+def test_buckets_are_those_of_the_replaced_service():
+    start = 'bentoml_service_request_duration_seconds_bucket{endpoint="/health",http_response_code="200",le="'
+
+    found = [line.removeprefix(start).split('"')[0] for line in lines(Metrics()) if line.startswith(start)]
+
+    expected = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 180, float("inf")]
+    assert [float(bound) for bound in found] == expected
+
+
+def test_content_type_is_the_recorded_one():
+    assert CONTENT_TYPE == "text/plain; version=1.0.0; charset=utf-8"
+
+
+def test_two_replicas_do_not_share_their_numbers():
+    one, other = Metrics(), Metrics()
+
+    one.rollout_failed("3", "BundleError")
+
+    assert "BundleError" not in "\n".join(lines(other))
