@@ -16,7 +16,7 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from rayapp.compute.cluster import ray_cluster
+from rayapp.cluster import ray_cluster
 from rayapp.compute.train import Trained, train
 from rayapp.config import (
     ComputeConfig,

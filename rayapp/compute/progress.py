@@ -88,12 +88,13 @@ def _live(board: ray.actor.ActorHandle[Board], console: Console, before_first: s
 
 
 def _logged(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
-    """A line when it is new, and not more often than every LOG_EVERY_S."""
+    """A line when it is new, not more often than every LOG_EVERY_S, and the last one in any case."""
     console.print(before_first, highlight=False)
-    last, last_time = "", -LOG_EVERY_S
-    while not stop.wait(POLL_S):
+    last, last_time, ended = "", -LOG_EVERY_S, False
+    while not ended:
+        ended = stop.wait(POLL_S)
         line = _read(board)
-        if line and line != last and time.monotonic() - last_time >= LOG_EVERY_S:
+        if line and line != last and (ended or time.monotonic() - last_time >= LOG_EVERY_S):
             console.print(line, highlight=False, soft_wrap=True)
             last, last_time = line, time.monotonic()
 

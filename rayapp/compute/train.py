@@ -21,9 +21,10 @@ from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
+from rayapp.cluster import ray_cluster
 from rayapp.compute.checkpoints import take_over
-from rayapp.compute.cluster import check_resources, ray_cluster
 from rayapp.compute.progress import Board, clock, shown
+from rayapp.compute.resources import check_resources
 from rayapp.compute.runs import Run, find_run, flat, git_sha, new_name, package_versions, run_tags
 from rayapp.compute.worker import HISTORY, model_for, train_worker
 from rayapp.config import Home, TrainSettings

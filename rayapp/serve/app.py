@@ -9,17 +9,17 @@ Wiring only. One deployment is mounted at /, so that every answer but those of S
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import ray
 from ray import serve
 from ray.serve.exceptions import RayServeException
 from starlette.applications import Starlette
 
+from rayapp.cluster import ray_cluster
 from rayapp.config import Home, ServeArgs, ServeSettings, ray_address
 from rayapp.errors import ConfigError, RayAppError
 from rayapp.registry.models import Registry
@@ -32,7 +32,6 @@ from rayapp.serve.rollout import Rollout, prepare
 from rayapp.vision.predictor import resolve_device
 
 APPLICATION = "rayapp-serve"  # not the name in serve_configs/: on a shared cluster that one must not be replaced
-OBJECT_STORE_BYTES = 100 * 2**20  # requests and answers pass through it only beyond 100 kB
 SERVES_GRACE_S = 15.0  # Serve's own limit on a request is this much longer than ours, which has the contract's shape
 
 
@@ -86,7 +85,7 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises RegistryError, BundleError or ConfigError before Serve starts."""
     args = settings.app.model_copy(update={"model": settings.model})
     check(args, home, host=settings.host, port=settings.port)
-    with _ray():
+    with ray_cluster(show_worker_logs=True):
         # Ray's own handler prints a stack trace first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -167,28 +166,6 @@ def _check_cpus(args: ServeArgs) -> None:
             f"{args.num_replicas} replicas of {args.num_threads} threads need {needed} CPUs, the cluster has {there};"
             " lower app.num_replicas or app.num_threads"
         )
-
-
-@contextlib.contextmanager
-def _ray() -> Iterator[None]:
-    """Ray is there inside the with block: the cluster of RAY_ADDRESS, or one of this process that ends with it."""
-    if ray_address():
-        ray.init(logging_level=logging.WARNING)
-    else:
-        before = os.umask(0o077)  # Ray writes its access token readable for all
-        try:
-            ray.init(
-                "local",
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                logging_level=logging.WARNING,
-            )
-        finally:
-            os.umask(before)
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def _log_to_stderr() -> None:

@@ -22,6 +22,7 @@ FLOORS = [
     {"config"},
     {"vision"},
     {"registry"},
+    {"cluster"},
     {"compute", "serve"},
     {"doctor", "predict"},
     {"demo"},
@@ -39,7 +40,7 @@ SERVE_NEVER = {f"vision.{name}" for name in (*READING, "augment", "batches", "lo
 # Who may import a library of the outer world; anyone may import the others.
 OWNERS = {
     "mlflow": {"registry"},
-    "ray": {"compute", "serve", "doctor", "demo", "verbs", "cli"},
+    "ray": {"cluster", "compute", "serve", "doctor", "demo", "verbs", "cli"},
     "starlette": {"serve"},
     "fastapi": {"serve"},
     "httpx": {"registry", "serve", "doctor", "predict", "demo"},

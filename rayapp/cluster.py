@@ -1,0 +1,49 @@
+"""The Ray cluster: joined where RAY_ADDRESS names one, else started in this process."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+from rayapp.config import ray_address
+
+OBJECT_STORE_BYTES = 256 * 2**20  # images stay in the workers; only small things pass through the store
+
+
+@contextlib.contextmanager
+def ray_cluster(*, spare_cpus: int = 0, show_worker_logs: bool = False) -> Iterator[None]:
+    """Ray is there inside the with block. A cluster that this process started ends with it, one it joined goes on.
+
+    spare_cpus are logical CPUs beyond the machine's own, for things that wait more than they compute.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    options: dict[str, Any] = {"log_to_driver": show_worker_logs, "logging_level": logging.WARNING}
+    # that tokens are on is as it should be, and nothing to warn of
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    if ray_address():
+        ray.init(**options)
+    else:
+        options |= {"num_cpus": (os.cpu_count() or 1) + spare_cpus, "object_store_memory": OBJECT_STORE_BYTES}
+        with _private_files():
+            ray.init("local", include_dashboard=False, **options)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _private_files() -> Iterator[None]:
+    """Ray writes its access token with the default mode; inside the with block that is for this user alone."""
+    before = os.umask(0o077)
+    try:
+        yield
+    finally:
+        os.umask(before)

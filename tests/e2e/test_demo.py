@@ -1,0 +1,45 @@
+"""`make demo`, as a newcomer runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+@pytest.mark.timeout(900)
+def test_the_demo_passes_every_step_and_leaves_nothing_running(tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rayapp.cli", "demo", "--port", str(port)],
+        cwd=tmp_path,
+        env=os.environ | {"RAYAPP_HOME": str(tmp_path / ".rayapp")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    output, errors = process.communicate(timeout=800)
+    assert process.returncode == 0, errors[-3000:]
+    said = json.loads(output.splitlines()[-1])
+    assert said["passed"]
+    assert len(said["steps"]) == 11
+    assert all(step["passed"] for step in said["steps"])
+    evaluated = [line for line in errors.splitlines() if line.startswith("PASS evaluate the second")]
+    accuracy = float(evaluated[0].split("test accuracy ")[1].split()[0])
+    assert accuracy >= 0.97
+    left = [
+        p.info for p in psutil.process_iter(["pid", "cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])
+    ]
+    assert left == []
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+    assert not (tmp_path / ".rayapp").exists()  # the demo has a home of its own
