@@ -22,7 +22,7 @@ demo: $(INSTALLED)  ## take a model through its whole life on this machine (DATA
 	@$(BIN)/rayapp demo --dataset '$(DATASET)' $(if $(DATA_PATH),--path '$(DATA_PATH)')
 
 test: $(INSTALLED)  ## run all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(INSTALLED)  ## check format, lint, types and the layers
 	@$(BIN)/ruff check --quiet .

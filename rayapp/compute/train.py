@@ -141,13 +141,15 @@ def _absolute_paths(settings: TrainSettings) -> TrainSettings:
 def _plan(settings: TrainSettings, dataset: Dataset, split: Split) -> dict[str, Any]:
     optim, num_images = settings.optim, len(split.train_indices)
     num_workers = settings.compute.num_workers
-    world_batch = optim.worker_batch(num_images, num_workers) * num_workers * optim.accumulate_steps
+    batch_size = optim.worker_batch(num_images, num_workers)
+    world_batch = batch_size * num_workers * optim.accumulate_steps
     return {
         "dataset": dataset.info.name,
         "classes": dataset.info.num_classes,
         "train_images": num_images,
         "validation_images": len(split.validation_indices),
         "image_px": [dataset.info.height_px, dataset.info.width_px],
+        "batch_size": batch_size,
         "world_batch": world_batch,
         "epochs": optim.num_epochs(num_images),
         "peak_lr": optim.peak_lr * world_batch / 256,
@@ -182,6 +184,7 @@ def _describe(console: Console, settings: TrainSettings, dataset: Dataset, split
 def _train_and_record(run: Run, home: Home, device: str, console: Console) -> tuple[list[EpochReport], float]:
     """The epochs and the seconds from the first batch to the last; the MLflow run is closed whatever happens."""
     tracker = Tracker(home.tracking_uri, home.artifacts)
+    tracker.resume_run(run.run_id)
     try:
         return _fit_on_workers(run, home, device, console)
     except KeyboardInterrupt:
@@ -203,6 +206,7 @@ def _close(tracker: Tracker, run: Run, status: Literal["KILLED", "FAILED"]) -> N
 def _fit_on_workers(run: Run, home: Home, device: str, console: Console) -> tuple[list[EpochReport], float]:
     compute = run.settings.compute
     storage = compute.storage_path or str(home.runs)
+    resumed = take_over(storage, run.name)
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     trainer = TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's stub forgets that it may return a value
@@ -214,7 +218,7 @@ def _fit_on_workers(run: Run, home: Home, device: str, console: Console) -> tupl
             "spool": str(run.spool),
             "device": device,
             "board": board,
-            "resume_from": take_over(storage, run.name),
+            "resume_from": resumed,
         },
         torch_config=TorchConfig(timeout_s=600),
         scaling_config=ScalingConfig(
@@ -241,8 +245,9 @@ def _fit_on_workers(run: Run, home: Home, device: str, console: Console) -> tupl
     if "error" in outcome:
         raise TrainingError(outcome["error"])
     epochs = [EpochReport(**row) for row in outcome["epochs"]]
-    assert result.checkpoint is not None  # every epoch reports one
-    _keep_last(run, result.checkpoint)
+    last = result.checkpoint or resumed  # none is new where only the end of the run was lost
+    assert last is not None
+    _keep_last(run, last)
     if outcome["unsent"]:
         log.warning("%d metrics of run %s wait in %s for MLflow", outcome["unsent"], run.run_id, run.spool)
     return epochs, float(outcome["seconds"])

@@ -49,7 +49,7 @@ PUBLIC_TAGS |= {"val_accuracy", "test_accuracy", "test_accuracy_low", "test_accu
 OLD_PARAMS = {
     "model_name": "model.name",
     "dataset": "data.dataset",
-    "batch_size": "optim.batch_size",
+    "batch_size": "plan.batch_size",
     "learning_rate": "plan.peak_lr",
     "epochs": "plan.epochs",
 }

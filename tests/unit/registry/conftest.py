@@ -17,7 +17,7 @@ from rayapp.registry.tracking import Tracker, connected
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Manifest, file_digest
 from rayapp.vision.preprocess import PreprocessSpec
 
-PARAMS = {"model.name": "resnet18", "data.dataset": "digits", "data.path": "/secret/place", "optim.batch_size": "128"}
+PARAMS = {"model.name": "resnet18", "data.dataset": "digits", "data.path": "/secret/place", "plan.batch_size": "128"}
 PARAMS |= {"plan.peak_lr": "0.4", "plan.epochs": "8", "seed": "0", "compute.storage_path": "s3://secret"}
 TAGS = {"model_architecture": "resnet18", "git_sha": "abc", "mlflow.user": "alice", "hardware.cpu": "secret"}
 

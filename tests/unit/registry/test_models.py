@@ -339,7 +339,7 @@ def test_F59_metadata_tells_how_a_model_was_made_and_nothing_of_people_and_place
     assert told["params"] == {
         "model.name": "resnet18",
         "data.dataset": "digits",
-        "optim.batch_size": "128",
+        "plan.batch_size": "128",
         "plan.peak_lr": "0.4",
         "plan.epochs": "8",
         "seed": "0",
