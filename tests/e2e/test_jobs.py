@@ -38,15 +38,20 @@ class Head:
     """A Ray head of this test's own, its dashboard's address and the environment of its jobs."""
 
     def __init__(self, folder: Path, home: Path) -> None:
-        self.gcs, dashboard = free_ports(2)
+        gcs, dashboard, agent = free_ports(3)
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.environment = os.environ | {
             "PATH": f"{BIN}:{os.environ['PATH']}",  # a job's python is the one of `ray start`
             "RAYAPP_HOME": str(home),
             "PYTHONPATH": str(ROOT),
+            "HOME": str(home),  # for the token
+            "RAY_AUTH_MODE": "token",
         }
-        words = ["ray", "start", "--head", "--num-cpus=3", f"--temp-dir={folder}", f"--port={self.gcs}"]
+        words = ["ray", "start", "--head", "--num-cpus=3", f"--temp-dir={folder}", f"--port={gcs}"]
         words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
+        words += [f"--dashboard-agent-listen-port={agent}"]  # the default's one port is the other tests' cluster's
+        self.run("ray", "get-auth-token", "--generate")
+        self.token = (home / ".ray/auth_token").read_text().strip()
         self.run(*words)
         self.environment |= {"RAY_ADDRESS": self.dashboard, "RAY_DASHBOARD_ADDRESS": self.dashboard}
         self._wait_for_agent()
@@ -56,10 +61,13 @@ class Head:
         until = time.monotonic() + 120
         while time.monotonic() < until:
             words = ["ray", "job", "submit", "--", "true"]
-            if subprocess.run(words, cwd="/", env=self.environment, capture_output=True, check=False).returncode == 0:
+            done = subprocess.run(
+                words, cwd="/", env=self.environment, capture_output=True, text=True, timeout=60, check=False
+            )
+            if done.returncode == 0:
                 return
             time.sleep(1)
-        raise AssertionError("the Ray head takes no jobs")
+        raise AssertionError(f"the Ray head takes no jobs: {done.stdout[-2000:]}{done.stderr[-2000:]}")
 
     def run(self, *words: str, timeout_s: float = 400) -> str:
         """stdout and stderr of a command, which must succeed."""
@@ -102,7 +110,9 @@ def test_train_evaluate_promote_as_jobs_and_serve_deploy(head: Head, tmp_path: P
     trained = json_line(output)
     assert trained["model_uri"] == "models:/vision/1"
 
-    jobs = httpx.get(f"{head.dashboard}/api/jobs/", timeout=30).json()
+    assert httpx.get(f"{head.dashboard}/api/jobs/", timeout=30).status_code == 401
+    bearer = {"Authorization": f"Bearer {head.token}"}
+    jobs = httpx.get(f"{head.dashboard}/api/jobs/", headers=bearer, timeout=30).json()
     assert "SUCCEEDED" in [job["status"] for job in jobs if "jobs/train.py" in job["entrypoint"]]
 
     evaluated = json_line(submit(head, "jobs/evaluate.py", "--model", "models:/vision@challenger"))
