@@ -41,7 +41,7 @@ from rayapp.vision.datasets import load
 from rayapp.vision.predictor import Predictor
 
 FOLDER = ".rayapp-demo"
-FIRST_EPOCHS, SECOND_EPOCHS = 4, 12  # of the digits: so few that the second model has to be better
+FIRST_EPOCHS, SECOND_EPOCHS = 4, 9  # of the digits: so few that the second model has to be better
 TOLERANCE = 1e-5  # between a probability over HTTP and one computed here
 SWAP_TIMEOUT_S = 30.0
 

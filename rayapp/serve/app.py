@@ -95,7 +95,7 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
         except KeyboardInterrupt:
             print("stopping", flush=True)
         finally:
-            _end_application()
+            stop()
 
 
 def start(args: ServeArgs, home: Home, *, host: str = "127.0.0.1", port: int = 3000) -> ModelVersion:
@@ -122,15 +122,8 @@ def start(args: ServeArgs, home: Home, *, host: str = "127.0.0.1", port: int = 3
 
 
 def stop() -> None:
-    """End what start() began, and Serve with it unless it is a cluster's; does nothing where nothing runs."""
-    if ray.is_initialized():
-        logging.getLogger("ray.serve").setLevel(logging.CRITICAL)  # its own shutdown complains of the proxy's end
-        _end_application() if ray_address() else serve.shutdown()
-
-
-def _end_application() -> None:
-    """Let the replicas answer what they have begun, and end them."""
-    if APPLICATION in serve.status().applications:
+    """Let the replicas answer what they have begun, and end them; Serve itself ends with its cluster."""
+    if ray.is_initialized() and APPLICATION in serve.status().applications:
         serve.delete(APPLICATION)
 
 
