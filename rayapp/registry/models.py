@@ -45,6 +45,7 @@ DIGEST_TAG = "bundle_digest"
 PUBLIC_PARAMS = re.compile(r"(model|optim|augment|plan)\..+|data\.(dataset|validation_fraction|split_seed)|seed")
 PUBLIC_TAGS = {"model_architecture", "dataset", "mlflow.runName", "git_sha", "data_digest", "split_digest", DIGEST_TAG}
 PUBLIC_TAGS |= {"val_accuracy", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_n"}
+PUBLIC_TAGS |= {"promotion_verdict", "promoted_by", "promoted_at"}
 # The names under which clients of the replaced service know some parameters (contract, section 1.2).
 OLD_PARAMS = {
     "model_name": "model.name",

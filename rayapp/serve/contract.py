@@ -52,7 +52,7 @@ def build_app(
 ) -> Starlette:
     """The ASGI application that answers with replica, within the limits of args; lifespan runs beside it."""
     metrics.watch_queue(lambda: replica.num_queued)
-    endpoints = _Endpoints(replica, args)
+    endpoints = _Endpoints(replica, args, metrics)
     handlers: tuple[Handler, ...] = (
         endpoints.predict_image, endpoints.predict_batch, endpoints.get_model_info, endpoints.health
     )  # fmt: skip
@@ -83,15 +83,17 @@ def build_app(
 class _Endpoints:
     """The four endpoints. Each request takes one reference to the served model and uses nothing else of the replica."""
 
-    def __init__(self, replica: Replica, args: ServeArgs) -> None:
+    def __init__(self, replica: Replica, args: ServeArgs, metrics: Metrics) -> None:
         self._replica = replica
         self._args = args
+        self._metrics = metrics
 
     async def predict_image(self, request: Request) -> Response:
         served = self._replica.served
         self._replica.check_room(1)
         files = await _files(request, "image", self._args)
         (row_k,) = await self._replica.predict(served, files[:1])
+        self._metrics.predicted(served.label, served.digest, 1)
         return _json(prediction(row_k, served.class_names), headers=_version(served))
 
     async def predict_batch(self, request: Request) -> Response:
@@ -99,6 +101,7 @@ class _Endpoints:
         self._replica.check_room(1)
         files = await _files(request, "images", self._args)
         rows = await self._replica.predict(served, files)
+        self._metrics.predicted(served.label, served.digest, len(rows))
         return _json([prediction(row_k, served.class_names) for row_k in rows], headers=_version(served))
 
     async def get_model_info(self, _: Request) -> Response:
@@ -168,7 +171,8 @@ def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = N
 
 
 def _version(served: Served) -> dict[str, str]:
-    return {"x-model-version": served.label}
+    """Which model answered, for clients and for whoever reads their logs."""
+    return {"x-model-version": served.label, "x-model-digest": served.digest}
 
 
 def _always(answer: Response) -> Handler:

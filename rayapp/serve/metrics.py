@@ -35,9 +35,9 @@ class Metrics:
         last = ("runner_name", "service_name", "service_version", "pid")
         self._last = Gauge("bentoml_service_last_request_timestamp_seconds", "Last request", last, registry=own)
         self._queued = Gauge("rayapp_queued_images", "Images that wait for their answer", registry=own)
-        self._served = Gauge(
-            "rayapp_served_model_info", "The model that answers", ("model_version", "model_digest"), registry=own
-        )
+        model = ("model_version", "model_digest")
+        self._served = Gauge("rayapp_served_model_info", "The model that answers", model, registry=own)
+        self._predicted = Counter("rayapp_predictions", "Images answered, by the model that did", model, registry=own)
         self._alias_resolved = Gauge(
             "rayapp_alias_resolved", "Whether the last look at the alias succeeded", registry=own
         )
@@ -73,6 +73,10 @@ class Metrics:
     def watch_queue(self, num_queued: Callable[[], int]) -> None:
         """Ask num_queued for the length of the queue at each reading."""
         self._queued.set_function(num_queued)
+
+    def predicted(self, version: str, digest: str, num_images: int) -> None:
+        """A model has answered num_images images."""
+        self._predicted.labels(version, digest).inc(num_images)
 
     def serves(self, version: str, digest: str) -> None:
         """A version answers from now on; nothing is wrong."""

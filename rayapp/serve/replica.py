@@ -44,10 +44,15 @@ class Served:
         """The version as people say it: its number, or the run's id where it is not registered."""
         return self.version.run_id if self.version.version is None else str(self.version.version)
 
+    @property
+    def digest(self) -> str:
+        """The digest of the bundle: two versions that are the same model have the same."""
+        return self.predictor.bundle.digest
+
     def info(self) -> dict[str, Any]:
         """The answer of get_model_info."""
         return {
-            "model_metadata": {**self.metadata, "bundle_digest": self.predictor.bundle.digest},
+            "model_metadata": {**self.metadata, "bundle_digest": self.digest},
             "device": self.predictor.device,
             "classes": list(self.class_names),
             "num_classes": len(self.class_names),

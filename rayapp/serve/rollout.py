@@ -127,7 +127,7 @@ class Rollout:
 
     def _tell_served(self) -> None:
         served = self._replica.served
-        self._metrics.serves(served.label, served.predictor.bundle.digest)
+        self._metrics.serves(served.label, served.digest)
 
 
 async def _outcome(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -309,6 +310,16 @@ def test_metric_that_is_no_number_is_null(client: Client):
     }
 
 
+def test_images_are_counted_by_the_model_that_answered(tmp_path: Path):
+    with client_of(tiny_served(tmp_path)) as client:
+        digest = ask(client, encoded(picture())).headers["x-model-digest"]
+        client.post("/predict_batch", files=[("images", ("a", encoded(picture(n)))) for n in range(3)])
+        ask(client, b"no image")
+
+        line = f'rayapp_predictions_total{{model_digest="{digest}",model_version="1"}} 4.0'
+        assert line in client.get("/metrics").text
+
+
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/healthz"])
 def test_probes_are_blank(client: Client, path: str):
     answer = client.get(path)
@@ -329,7 +340,7 @@ def test_page_needs_nothing_from_elsewhere(client: Client):
     assert 'src="' not in answer.text
 
 
-def test_endpoints_carry_bentomls_headers_and_predictions_their_version(client: Client):
+def test_endpoints_carry_bentomls_headers_and_predictions_their_model(client: Client):
     answers = [client.post("/health"), ask(client, encoded(picture())), ask(client, b"no image")]
 
     ids = {answer.headers["x-bentoml-request-id"] for answer in answers}
@@ -337,6 +348,8 @@ def test_endpoints_carry_bentomls_headers_and_predictions_their_version(client: 
     assert all(len(one) == 16 and int(one, 16) >= 0 for one in ids)
     assert {answer.headers["server"] for answer in answers} == {"BentoML Service/VisionClassifier"}
     assert answers[1].headers["x-model-version"] == "1"
+    digest = client.post("/get_model_info").json()["model_metadata"]["bundle_digest"]
+    assert answers[1].headers["x-model-digest"] == digest
     assert "server" not in client.get("/nowhere").headers
 
 
