@@ -84,6 +84,11 @@ def ray_address() -> str | None:
     return os.environ.get("RAY_ADDRESS") or None
 
 
+def api_key() -> str | None:
+    """The key that `rayapp predict --url` sends: RAYAPP_API_KEY, because flags are in the list of processes."""
+    return os.environ.get("RAYAPP_API_KEY") or None
+
+
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
@@ -382,6 +387,10 @@ class ServeArgs(Section):
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body (bytes); beyond it 413.")
     max_image_pixels: int = Field(100_000_000, ge=1, description="Largest image (pixels); beyond it 413.")
     max_images: int = Field(1000, ge=1, le=1000, description="Most images in one predict_batch; beyond it 413.")
+    api_keys: Path | None = Field(
+        None,
+        description="File of SHA-256 digests of API keys, one a line; requests then need 'Authorization: Bearer KEY'.",
+    )
 
 
 class ServeSettings(Settings):

@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import numpy as np
 
-from rayapp.config import Home, PredictSettings
+from rayapp.config import Home, PredictSettings, api_key
 from rayapp.errors import DataError, ImageError, RequestError
 from rayapp.registry.models import Registry
 from rayapp.serve.contract import prediction
@@ -27,7 +27,7 @@ def predict_files(settings: PredictSettings, home: Home) -> list[Prediction]:
     """
     files = [_read(path) for path in settings.images]
     if settings.url:
-        return ask_server(settings.url, files)
+        return ask_server(settings.url, files, key=api_key())
     registry = Registry(home.tracking_uri)
     predictor = Predictor.load(registry.download(registry.resolve(settings.model), home.bundles))
     return predict_bytes(predictor, files, [str(path) for path in settings.images])
@@ -49,12 +49,16 @@ def predict_bytes(predictor: Predictor, files: list[bytes], names: list[str]) ->
     return predictions
 
 
-def ask_server(url: str, files: list[bytes]) -> list[Prediction]:
-    """The predictions of a server that keeps the REST contract. Raises RequestError with the server's own words."""
+def ask_server(url: str, files: list[bytes], *, key: str | None = None) -> list[Prediction]:
+    """The predictions of a server that keeps the REST contract; key is for one that wants an API key.
+
+    Raises RequestError with the server's own words.
+    """
     address = f"{url.rstrip('/')}/predict_batch"
     predictions: list[Prediction] = []
+    headers = {"authorization": f"Bearer {key}"} if key else None
     try:
-        with httpx.Client(timeout=TIMEOUT_S) as client:
+        with httpx.Client(timeout=TIMEOUT_S, headers=headers) as client:
             for at in range(0, len(files), BATCH):
                 parts = [("images", (f"{n}", data)) for n, data in enumerate(files[at : at + BATCH])]
                 answer = client.post(address, files=parts)

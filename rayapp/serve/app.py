@@ -25,6 +25,7 @@ from rayapp.errors import ConfigError, RayAppError
 from rayapp.registry.models import Registry
 from rayapp.registry.names import ModelVersion
 from rayapp.serve.contract import build_app
+from rayapp.serve.keys import ApiKeys
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.proxy import CONTROLLER_OPTIONS
 from rayapp.serve.replica import Replica
@@ -83,7 +84,8 @@ def application(args: ServeArgs, home: Home) -> serve.Application:
 
 def serve_forever(settings: ServeSettings, home: Home) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises RegistryError, BundleError or ConfigError before Serve starts."""
-    args = settings.app.model_copy(update={"model": settings.model})
+    keys = settings.app.api_keys and settings.app.api_keys.expanduser().absolute()  # replicas have folders of their own
+    args = settings.app.model_copy(update={"model": settings.model, "api_keys": keys})
     check(args, home, host=settings.host, port=settings.port)
     with ray_cluster(show_worker_logs=True):
         # Ray's own handler prints a stack trace first
@@ -130,10 +132,12 @@ def stop() -> None:
 def check(args: ServeArgs, home: Home, *, host: str, port: int) -> ModelVersion:
     """The version that args name, downloaded and verified: what can fail fails here, in seconds.
 
-    Raises RegistryError, BundleError, or ConfigError where the port is in use.
+    Raises RegistryError, BundleError, or ConfigError where the port is in use or the file of API keys is of no use.
     """
     if not ray_address():  # else Serve listens on the cluster's head
         _check_port(host, port)
+    if args.api_keys:
+        ApiKeys(args.api_keys)
     registry = Registry(args.tracking_uri or home.tracking_uri)
     version = registry.resolve(args.model)
     registry.download(version, home.bundles)

@@ -26,6 +26,7 @@ from starlette.types import Lifespan, Message
 from rayapp.config import ServeArgs
 from rayapp.errors import RequestError
 from rayapp.serve import description
+from rayapp.serve.keys import ApiKeys
 from rayapp.serve.metrics import CONTENT_TYPE, ENDPOINTS, Metrics
 from rayapp.serve.replica import Replica, Served
 from rayapp.vision.predictor import Float32Array
@@ -36,10 +37,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 SERVER = "BentoML Service/VisionClassifier"
 HEALTH = {"status": "healthy", "service": "mlflow_vision_classifier"}
 UNEXPECTED = "An unexpected error has occurred, please check the server log."
+OPEN = "/health"  # for whoever watches; it tells nothing
 MAX_TEXT_FIELDS = 1000  # starlette's own limit, and so the replaced service's
 MAX_OTHER_FILES = 16  # file parts of other names, which are ignored
 MAX_JSON_BYTES = 2**20  # JSON never holds an image, so a long one is not even parsed
-RETRY_AFTER_S = 1
+MORE_HEADERS = {503: {"retry-after": "1"}, 401: {"www-authenticate": "Bearer"}}  # of errors, by status
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +55,7 @@ def build_app(
     """The ASGI application that answers with replica, within the limits of args; lifespan runs beside it."""
     metrics.watch_queue(lambda: replica.num_queued)
     endpoints = _Endpoints(replica, args, metrics)
+    keys = ApiKeys(args.api_keys) if args.api_keys else None
     handlers: tuple[Handler, ...] = (
         endpoints.predict_image, endpoints.predict_batch, endpoints.get_model_info, endpoints.health
     )  # fmt: skip
@@ -70,7 +73,7 @@ def build_app(
     return Starlette(
         routes=[
             *(
-                Route(path, _endpoint(path, handler, args, metrics), methods=["POST"])
+                Route(path, _endpoint(path, _guarded(path, handler, keys), args, metrics), methods=["POST"])
                 for path, handler in zip(ENDPOINTS, handlers, strict=True)
             ),
             *(Route(path, _always(answer)) for path, answer in fixed.items()),
@@ -147,6 +150,18 @@ def _endpoint(path: str, handler: Handler, args: ServeArgs, metrics: Metrics) ->
     return endpoint
 
 
+def _guarded(path: str, handler: Handler, keys: ApiKeys | None) -> Handler:
+    """The handler, behind the keys where there are some."""
+    if keys is None or path == OPEN:
+        return handler
+
+    async def guarded(request: Request) -> Response:
+        keys.check(request.headers.get("authorization"))
+        return await handler(request)
+
+    return guarded
+
+
 async def _answer(path: str, handler: Handler, request: Request, args: ServeArgs) -> Response:
     """The handler's answer, or the error's. One of the two places where errors become sentences."""
     try:
@@ -155,8 +170,7 @@ async def _answer(path: str, handler: Handler, request: Request, args: ServeArgs
     except ValidationError as error:
         return _json({"error": str(error), "detail": [error.detail]}, error.status)
     except RequestError as error:
-        headers = {"retry-after": str(RETRY_AFTER_S)} if error.status == 503 else None
-        return _json({"error": str(error)}, error.status, headers)
+        return _json({"error": str(error)}, error.status, MORE_HEADERS.get(error.status))
     except TimeoutError:
         return _json({"error": f"Not able to process the request in {args.timeout_s:g} seconds"}, 504)
     except ClientDisconnect:

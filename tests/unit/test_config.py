@@ -30,8 +30,8 @@ OPTIONS = {
     "models": "json",
     "predict": "json model url",
     "serve": """
-        app.device app.max_batch app.max_body_bytes app.max_image_pixels app.max_images app.max_queue app.max_wait_ms
-        app.model app.num_replicas app.num_threads app.poll_s app.timeout_s app.tracking_uri
+        app.api_keys app.device app.max_batch app.max_body_bytes app.max_image_pixels app.max_images app.max_queue
+        app.max_wait_ms app.model app.num_replicas app.num_threads app.poll_s app.timeout_s app.tracking_uri
         host model port
     """,
     "demo": "dataset keep num_workers path port",
