@@ -327,7 +327,7 @@ def test_downloads_at_once_share_one_folder(
 # --- what the world may know ------------------------------------------------------------------------------------------
 
 
-def test_F59_metadata_tells_how_a_model_was_made_and_nothing_of_people_and_places(
+def test_F59_metadata_tells_how_a_model_was_made_and_of_people_only_who_promoted_it(
     tracker: Tracker, registry: Registry, bundle_folder: Path, uri: str, tmp_path: Path
 ) -> None:
     version = registered(tracker, registry, bundle_folder)
