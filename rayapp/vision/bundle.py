@@ -9,6 +9,7 @@ It is the only thing that crosses from training to serving. Nothing in it is a p
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import logging
 import os
@@ -21,10 +22,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 import torch
+import torch.nn.functional as F
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from rayapp.config import DataConfig, ModelConfig
 from rayapp.errors import BundleError
@@ -149,7 +152,7 @@ def export_onnx(model: Classifier, path: Path, spec: PreprocessSpec) -> None:
     with warnings.catch_warnings(), _quiet("torch.onnx", "onnxscript", "onnx_ir"):
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecated calls
         program = torch.onnx.export(
-            model,
+            _with_plain_pools(model),
             (images_nhwc,),
             input_names=["images"],
             output_names=["logits"],
@@ -166,6 +169,27 @@ def export_onnx(model: Classifier, path: Path, spec: PreprocessSpec) -> None:
         raise BundleError(
             f"the exported graph differs from the model by {difference:.2g} (allowed: {EXPORT_TOLERANCE})"
         )
+
+
+class _PoolAll(nn.Module):
+    """What AdaptiveAvgPool2d(1) does, as a pooling over the whole map."""
+
+    def forward(self, features_nchw: Tensor) -> Tensor:
+        """(N, C, 1, 1) means of (N, C, H, W)."""
+        return F.avg_pool2d(features_nchw, features_nchw.shape[2:])
+
+
+def _with_plain_pools(model: Classifier) -> Classifier:
+    """A copy of model whose pools ONNX Runtime has fast kernels for.
+
+    torch 2.14 exports AdaptiveAvgPool2d(1) as ReduceMean, Range and Gather, which took a fifth of MobileNetV3's time.
+    """
+    copied = copy.deepcopy(model)
+    for parent in list(copied.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
+                setattr(parent, name, _PoolAll())
+    return copied
 
 
 def onnx_session(path: Path, *, num_threads: int) -> Any:  # onnxruntime has no types

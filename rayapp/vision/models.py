@@ -34,9 +34,10 @@ class Classifier(nn.Module):
 
     def forward(self, images_nhwc: Tensor) -> Tensor:
         """(N, K) float logits for (N, H, W, 3) uint8 RGB images."""
-        normalised_nhwc = (images_nhwc.float() - self.mean_3) / self.std_3
-        # seen as NCHW this memory is already in channels_last order: no copy, and the fast kernels
-        return cast(Tensor, self.backbone(normalised_nhwc.permute(0, 3, 1, 2)))
+        # seen as NCHW the memory is already in channels_last order: no copy, and the fast kernels; and seen so while it
+        # is uint8, an exported graph moves a quarter of the bytes
+        images_nchw = images_nhwc.permute(0, 3, 1, 2).float()
+        return cast(Tensor, self.backbone((images_nchw - self.mean_3[:, None, None]) / self.std_3[:, None, None]))
 
 
 def build_model(

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import struct
-import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import numpy as np
@@ -21,9 +22,17 @@ from rayapp.errors import ImageError
 UInt8Array = NDArray[np.uint8]
 
 MAX_PIXELS = 100_000_000  # 12000x8000 (96 MP) is served, a decompression bomb is not
+# Pillow warns from here on and refuses twice as much; its own figure is a little lower (89 MP).
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
 # What Pillow may open. PDF, PS and the like run other programs or hold no picture, so the list is closed.
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "ICO", "MPO")
+
+
+# What Pillow's plugins raise on damaged files
+_DAMAGED = (
+    OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
+)  # fmt: skip
 
 
 class PreprocessSpec(BaseModel):
@@ -43,10 +52,12 @@ class PreprocessSpec(BaseModel):
         the aspect ratio is not kept: what the replaced service did for RGB images (contract, sections 1.3 and 2.3).
         Raises ImageError where data is no image, is cut short, or holds more than max_pixels.
         """
-        return self.from_image(open_image(data, max_pixels=max_pixels))
+        return self.from_image(peek_image(data, max_pixels=max_pixels))
 
     def from_image(self, image: Image.Image) -> UInt8Array:
-        """A decoded image as (height_px, width_px, 3) uint8, RGB."""
+        """An image of open_image() or peek_image() as (height_px, width_px, 3) uint8, RGB. Raises ImageError."""
+        with _image_errors():
+            image.load()
         size = (self.width_px, self.height_px)
         rgb = to_rgb(image)
         if rgb.size != size:
@@ -56,28 +67,47 @@ class PreprocessSpec(BaseModel):
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """The first frame of the image in data, fully decoded. Raises ImageError (see PreprocessSpec.decode)."""
+    image = peek_image(data, max_pixels=max_pixels)
+    with _image_errors():
+        image.load()
+    return image
+
+
+def peek_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """The image in data with its size and mode, its pixels not yet decoded: that is left to its load().
+
+    Raises ImageError where data is no image, or says that it holds more than max_pixels.
+    """
     if not data:
         raise ImageError("the image is empty (0 bytes); send the bytes of a PNG, JPEG, BMP, WebP, TIFF or GIF file")
+    with _image_errors(max_pixels):
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
+    if image.format == "PPM" and image.tile[0][0] == "ppm_plain":  # Pillow reads its numbers in Python: 5 MB a second
+        raise ImageError("plain PPM (P1, P2, P3: numbers as text) is not read; send it as PNG, or as P4, P5 or P6")
+    width, height = image.size
+    if width * height > max_pixels:
+        raise ImageError(
+            f"the image has {width}x{height} pixels, more than the limit of {max_pixels}; send a smaller one",
+            status=413,
+        )
+    return image
+
+
+@contextmanager
+def _image_errors(max_pixels: int = MAX_PIXELS) -> Iterator[None]:
+    """Inside the with block Pillow's errors are an ImageError."""
     try:
-        with warnings.catch_warnings():
-            # our own limit below is stricter than the one Pillow warns about
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            width, height = image.size
-            if width * height > max_pixels:
-                raise ImageError(
-                    f"the image has {width}x{height} pixels, more than the limit of {max_pixels}; send a smaller one",
-                    status=413,
-                )
-            image.load()
+        yield
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"the image has more than the limit of {max_pixels} pixels; send a smaller one", 413
         ) from error
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error) as error:
-        # Pillow's plugins raise all of these on damaged files
+    except _DAMAGED as error:
         raise ImageError("the image cannot be decoded; send a whole PNG, JPEG, BMP, WebP, TIFF or GIF file") from error
-    return image
+
+
+# Alpha that is already multiplied in: Pillow converts these to RGB by this way only.
+_PREMULTIPLIED = {"La": "LA", "RGBa": "RGBA"}
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -88,4 +118,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
     """
     if image.mode.startswith(("I", "F")):
         raise ImageError(f"the image has samples of more than 8 bits (mode {image.mode}); convert it to 8 bits first")
-    return image if image.mode == "RGB" else image.convert("RGB")
+    if image.mode == "RGB":
+        return image
+    with _image_errors():
+        return image.convert(_PREMULTIPLIED.get(image.mode, image.mode)).convert("RGB")

@@ -34,7 +34,7 @@ FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Inside vision a file imports what stands left of it.
 READING = ["tree", "sources", "downloads", "decoded", "datasets"]
 VISION = ["preprocess", *READING, "augment", "batches", "models", "metrics", "loop", "plots"]
-VISION += ["bundle", "predictor", "evaluate"]
+VISION += ["bundle", "predictor", "explain", "evaluate"]
 # Serving answers with a bundle alone: data sets and training stay away from it.
 SERVE_NEVER = {f"vision.{name}" for name in (*READING, "augment", "batches", "loop", "plots", "evaluate")}
 # Who may import a library of the outer world; anyone may import the others.
