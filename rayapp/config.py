@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Self, TypeVar, get_args
@@ -371,6 +372,39 @@ class PredictSettings(Settings):
         return self
 
 
+class ShadowConfig(Section):
+    """A copy of the traffic for a second model, whose answers nobody gets."""
+
+    alias: str = Field("challenger", description="Alias of the model that is tried on a copy of the traffic.")
+    fraction: float = Field(0.0, ge=0, le=1, description="Part of the requests (0-1) that is copied; 0 is off.")
+
+
+class CanaryConfig(Section):
+    """A second model that answers some of the clients."""
+
+    alias: str = Field("challenger", description="Alias of the model that answers some of the clients.")
+    fraction: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Part of the clients (0-1) that the canary answers, always the same ones; 0 is off.",
+    )
+    key_header: str = Field(
+        "x-client-id",
+        min_length=1,
+        description="Header that tells clients apart; without it the API key does, and without that the image.",
+    )
+
+
+class RequestLogConfig(Section):
+    """A sample of the predictions, kept as Parquet."""
+
+    folder: str | None = Field(None, description="Folder (local or s3://) of the Parquet files [default: no log].")
+    fraction: float = Field(0.01, gt=0, le=1, description="Part of the requests (0-1) that is kept.")
+    images: bool = Field(False, description="Keep the images themselves too, not only their digests.")
+    flush_s: float = Field(60.0, gt=0, le=3600, description="Longest time (seconds) until a prediction is in a file.")
+
+
 class ServeArgs(Section):
     """What one serving application needs: the args of serve_configs/*.yaml."""
 
@@ -391,6 +425,19 @@ class ServeArgs(Section):
         None,
         description="File of SHA-256 digests of API keys, one a line; requests then need 'Authorization: Bearer KEY'.",
     )
+    access_log: bool = Field(False, description="Log each request as a line of JSON, on stderr of the replica.")
+    shadow: ShadowConfig = ShadowConfig()
+    canary: CanaryConfig = CanaryConfig()
+    request_log: RequestLogConfig = RequestLogConfig()
+
+    @model_validator(mode="after")
+    def _second_model(self) -> Self:
+        if self.shadow.fraction and self.canary.fraction and self.shadow.alias != self.canary.alias:
+            raise ValueError(
+                f"shadow.alias '{self.shadow.alias}' and canary.alias '{self.canary.alias}' differ, and a replica holds"
+                " one model beside the one it serves; name the same, or turn one off"
+            )
+        return self
 
 
 class ServeSettings(Settings):
@@ -400,6 +447,16 @@ class ServeSettings(Settings):
     model: str = Field(f"models:/{REGISTERED_MODEL}@champion", description=MODEL_URI)
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens it to the network.")
     port: int = Field(3000, ge=1, le=65535, description="TCP port.")
+    haproxy: bool = Field(
+        sys.platform == "linux",
+        description="HAProxy takes the requests (comes with Ray on Linux, far faster), not Serve's own proxy.",
+    )
+
+    @model_validator(mode="after")
+    def _haproxy_is_there(self) -> Self:
+        if self.haproxy and sys.platform != "linux":
+            raise ValueError("haproxy comes with Ray on Linux only; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _one_model(self) -> Self:

@@ -4,7 +4,8 @@
     ├── ConfigError         a setting, flag or environment value
     ├── DataError           a data set: missing, corrupt, mislabelled, not reachable
     ├── BundleError         a model directory: missing file, wrong digest, unknown format
-    ├── RegistryError       MLflow: no such run, version or alias, or no answer
+    ├── RegistryError       MLflow: no such run, version or alias
+    │   └── RegistryUnavailable   it does not answer, or fails
     ├── TrainingError       training could not start or go on
     ├── PromotionRefused    the challenger is not better than the champion
     └── RequestError        a client's request (carries the HTTP status)
@@ -42,6 +43,10 @@ class BundleError(RayAppError):
 
 class RegistryError(RayAppError):
     """MLflow has no such run, version or alias, or does not answer."""
+
+
+class RegistryUnavailable(RegistryError):  # noqa: N818 - a state, not a fault of who asked
+    """MLflow does not answer or fails; it may be there again in a moment."""
 
 
 class TrainingError(RayAppError):

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Literal
 import requests
 from filelock import FileLock
 
-from rayapp.errors import RegistryError
+from rayapp.errors import RegistryError, RegistryUnavailable
 from rayapp.registry.spool import Spool
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ SEND_EVERY_S, LONGEST_WAIT_S, CLOSING_WAIT_S = 2.0, 30.0, 0.5
 
 @contextmanager
 def connected(tracking_uri: str) -> Iterator[MlflowClient]:
-    """A client for one block. Whatever MLflow raises in the block becomes a RegistryError, and so does silence.
+    """A client for one block. Whatever MLflow raises in the block becomes a RegistryUnavailable, and so does silence.
 
     MLflow itself retries a dead server for minutes, and only environment variables say otherwise: so a server is asked
     for a sign of life first.
@@ -48,7 +48,7 @@ def connected(tracking_uri: str) -> Iterator[MlflowClient]:
         yield _client(tracking_uri)
     except _outer_errors() as error:
         text = " ".join(str(error).split())[:400]
-        raise RegistryError(f"MLflow at {_without_password(tracking_uri)} failed: {text}") from error
+        raise RegistryUnavailable(f"MLflow at {_without_password(tracking_uri)} failed: {text}") from error
 
 
 class Tracker:
@@ -207,7 +207,7 @@ def _client(tracking_uri: str) -> MlflowClient:
 
 
 def _require_answer(tracking_uri: str) -> None:
-    """Nothing, if a server answers at tracking_uri in a moment; databases are let pass. Raises RegistryError."""
+    """Nothing, if a server answers at tracking_uri in a moment; databases are let pass. Raises RegistryUnavailable."""
     if not tracking_uri.startswith(("http://", "https://")):
         return
     try:
@@ -219,7 +219,7 @@ def _require_answer(tracking_uri: str) -> None:
         timeout = isinstance(error, requests.exceptions.Timeout)
         reason = f"no answer in {ANSWER_TIMEOUT_S:g} s" if timeout else _root_cause(error)
     if reason:
-        raise RegistryError(
+        raise RegistryUnavailable(
             f"MLflow at {_without_password(tracking_uri)} does not answer ({reason});"
             " start it, or set MLFLOW_TRACKING_URI to one that runs (unset: a database in RAYAPP_HOME)"
         )

@@ -11,52 +11,95 @@ import contextlib
 import logging
 import signal
 import socket
+import tempfile
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import ray
+from prometheus_client.core import Metric
 from ray import serve
 from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from rayapp.cluster import ray_cluster
 from rayapp.config import Home, ServeArgs, ServeSettings, ray_address
-from rayapp.errors import ConfigError, RayAppError
+from rayapp.errors import BundleError, ConfigError, RayAppError, RegistryUnavailable
 from rayapp.registry.models import Registry
 from rayapp.registry.names import ModelVersion
+from rayapp.serve import request_log
 from rayapp.serve.contract import build_app
+from rayapp.serve.coordinator import DEPLOYMENT, REPLICAS, Coordinator, RayFleet
+from rayapp.serve.follower import Follower, first_served
 from rayapp.serve.keys import ApiKeys
+from rayapp.serve.last_served import LastServed
+from rayapp.serve.logs import Logs
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.proxy import CONTROLLER_OPTIONS
+from rayapp.serve.process import log_to_stderr
+from rayapp.serve.proxy import controller_env, private_haproxy, replica_env
 from rayapp.serve.replica import Replica
-from rayapp.serve.rollout import Rollout, prepare
+from rayapp.serve.rollout import Refusal, Serving
 from rayapp.vision.predictor import resolve_device
 
 APPLICATION = "rayapp-serve"  # not the name in serve_configs/: on a shared cluster that one must not be replaced
+log = logging.getLogger(__name__)
 SERVES_GRACE_S = 15.0  # Serve's own limit on a request is this much longer than ours, which has the contract's shape
 
 
 class VisionClassifier:
-    """One replica: its model is loaded when it is made, and followed while it lives."""
+    """One replica: its model is loaded when it is made, and exchanged when the rollout says so."""
 
-    def __init__(self, args: ServeArgs, home: Home) -> None:
-        _log_to_stderr()
-        registry = Registry(args.tracking_uri or home.tracking_uri)
-        served = prepare(registry, registry.resolve(args.model), home.bundles, args)
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, args: ServeArgs, home: Home, rollout: DeploymentHandle[Any]
+    ) -> None:
+        log_to_stderr()
+        registry, last = Registry(args.tracking_uri or home.tracking_uri), LastServed(home.bundles)
+        wanted = await rollout.champion.remote()
+        served = await asyncio.to_thread(first_served, registry, wanted, last, home.bundles, args)
+        self._name = serve.get_replica_context().replica_id.unique_id
         self._args = args
         self._metrics = Metrics()
-        self._replica = Replica(served, args)
-        self._rollout = Rollout(self._replica, registry, home.bundles, args, self._metrics)
+        self._replica = Replica(served, args, self._metrics)
+        self._follower = Follower(self._replica, registry, home.bundles, args, self._metrics, last)
+        self._logs = Logs(args, self._metrics, replica=self._name)
+        self._fleet = RayFleet()
 
-    def __serve_build_asgi_app__(self) -> Starlette:
-        return build_app(self._replica, self._args, self._metrics, lifespan=self._lifespan)
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        return build_app(
+            self._replica,
+            self._args,
+            self._metrics,
+            logs=self._logs,
+            families=self._fleet.families,
+            lifespan=self._life,
+        )
 
     @contextlib.asynccontextmanager
-    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
-        following = asyncio.create_task(self._rollout.follow())
+    async def _life(self, _: Starlette) -> AsyncIterator[None]:
         yield
-        following.cancel()
         self._replica.close()
+        await asyncio.to_thread(self._logs.close)
+
+    # --- what the fleet asks every replica ---
+
+    async def look(self, *, resolved: bool, refused: Refusal | None) -> Serving:
+        """See Follower."""
+        return self._follower.look(resolved=resolved, refused=refused)
+
+    async def prepare(self, version: ModelVersion) -> Refusal | None:
+        """See Follower."""
+        return await self._follower.prepare(version)
+
+    async def commit(self, champion: ModelVersion, second: ModelVersion | None) -> None:
+        """See Follower."""
+        self._follower.commit(champion, second)
+
+    async def families(self) -> tuple[str, list[Metric]]:
+        """This replica's name and its metrics."""
+        return self._name, self._metrics.families()
 
 
 def build(args: ServeArgs) -> serve.Application:
@@ -64,19 +107,30 @@ def build(args: ServeArgs) -> serve.Application:
     return application(args, Home.from_env())
 
 
-def application(args: ServeArgs, home: Home) -> serve.Application:
+def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.Application:
     """The application with its state in home. Each replica reserves its threads' CPUs, and a GPU where it uses one."""
     on_gpu = args.device == "cuda" or (args.device == "auto" and resolve_device("auto") == "cuda")
+    rollout: serve.Deployment = serve.deployment(
+        name=DEPLOYMENT,
+        num_replicas=1,
+        ray_actor_options={"num_cpus": 0},
+        max_ongoing_requests=1000,  # replicas that start
+        graceful_shutdown_wait_loop_s=0.1,
+    )(Coordinator)
     deployment: serve.Deployment = serve.deployment(
-        name="VisionClassifier",
+        name=REPLICAS,
         num_replicas=args.num_replicas,
-        ray_actor_options={"num_cpus": args.num_threads, "num_gpus": 1 if on_gpu else 0},
+        ray_actor_options={
+            "num_cpus": args.num_threads,
+            "num_gpus": 1 if on_gpu else 0,
+            "runtime_env": {"env_vars": replica_env(haproxy=haproxy)},
+        },
         # The replica's own queue must overflow first: its 503 has the contract's shape, Serve's has not.
         max_ongoing_requests=2 * args.max_queue,
         graceful_shutdown_wait_loop_s=0.5,
         max_constructor_retry_count=3,  # a bundle that cannot be loaded does not get better
     )(serve.ingress()(VisionClassifier))
-    return deployment.bind(args, home)
+    return deployment.bind(args, home, rollout.bind(args, home))
 
 
 # --- a server on this machine -----------------------------------------------------------------------------------------
@@ -84,14 +138,14 @@ def application(args: ServeArgs, home: Home) -> serve.Application:
 
 def serve_forever(settings: ServeSettings, home: Home) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises RegistryError, BundleError or ConfigError before Serve starts."""
-    keys = settings.app.api_keys and settings.app.api_keys.expanduser().absolute()  # replicas have folders of their own
-    args = settings.app.model_copy(update={"model": settings.model, "api_keys": keys})
+    args = _with_absolute_paths(settings.app.model_copy(update={"model": settings.model}))
     check(args, home, host=settings.host, port=settings.port)
-    with ray_cluster(show_worker_logs=True):
+    with tempfile.TemporaryDirectory(prefix="rayapp-") as folder, ray_cluster(show_worker_logs=True, in_front=True):
         # Ray's own handler prints a stack trace first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            version = start(args, home, host=settings.host, port=settings.port)
+            haproxy = private_haproxy(Path(folder)) if settings.haproxy else None
+            version = start(args, home, host=settings.host, port=settings.port, haproxy=haproxy)
             print(f"serving {_name(version)} at http://{settings.host}:{settings.port} (Ctrl-C stops it)", flush=True)
             threading.Event().wait()
         except KeyboardInterrupt:
@@ -100,23 +154,43 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
             stop()
 
 
-def start(args: ServeArgs, home: Home, *, host: str = "127.0.0.1", port: int = 3000) -> ModelVersion:
+def _with_absolute_paths(args: ServeArgs) -> ServeArgs:
+    """Replicas have working folders of their own."""
+    keys, folder = args.api_keys, args.request_log.folder
+    if folder is not None and "://" not in folder:
+        log = args.request_log.model_copy(update={"folder": str(Path(folder).expanduser().absolute())})
+        args = args.model_copy(update={"request_log": log})
+    return args.model_copy(update={"api_keys": keys and keys.expanduser().absolute()})
+
+
+def start(
+    args: ServeArgs,
+    home: Home,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 3000,
+    haproxy: Mapping[str, str] | None = None,
+) -> ModelVersion:
     """The version that answers at host:port when this returns. Ray has to be there; stop() ends it.
 
+    HAProxy takes the requests where haproxy is given (what private_haproxy says), else Serve's own proxy does.
     Raises RegistryError or BundleError where there is no such model, ConfigError where port or CPUs are not free.
     """
     version = check(args, home, host=host, port=port)
     _check_cpus(args)
-    quiet = {"log_level": "WARNING", "enable_access_log": False}
-    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    quiet = {"log_level": "ERROR", "enable_access_log": False}
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
+    with_haproxy = haproxy is not None
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": host, "port": port, "request_timeout_s": args.timeout_s + SERVES_GRACE_S},
-        controller_options=CONTROLLER_OPTIONS,
+        controller_options={"runtime_env": {"env_vars": controller_env(haproxy=with_haproxy) | dict(haproxy or {})}},
         logging_config=quiet,
     )
     try:
-        serve.run(application(args, home), name=APPLICATION, route_prefix="/", logging_config=quiet)
+        serve.run(
+            application(args, home, haproxy=with_haproxy), name=APPLICATION, route_prefix="/", logging_config=quiet
+        )
     except (RuntimeError, RayServeException) as error:
         cause = str(error).strip().splitlines()[-1]  # above it stands the traceback of another process
         raise RayAppError(f"Serve could not start {_name(version)}: {cause}") from error
@@ -132,15 +206,25 @@ def stop() -> None:
 def check(args: ServeArgs, home: Home, *, host: str, port: int) -> ModelVersion:
     """The version that args name, downloaded and verified: what can fail fails here, in seconds.
 
-    Raises RegistryError, BundleError, or ConfigError where the port is in use or the file of API keys is of no use.
+    Raises RegistryError, BundleError, or ConfigError where the port is in use, or the file of API keys or the folder of
+    the request log is of no use. Where MLflow is away it is the version that this machine served last, if there is one.
     """
     if not ray_address():  # else Serve listens on the cluster's head
         _check_port(host, port)
     if args.api_keys:
         ApiKeys(args.api_keys)
+    if args.request_log.folder:
+        request_log.check(args.request_log)
     registry = Registry(args.tracking_uri or home.tracking_uri)
-    version = registry.resolve(args.model)
-    registry.download(version, home.bundles)
+    try:
+        version = registry.resolve(args.model)
+        registry.download(version, home.bundles)
+    except (RegistryUnavailable, BundleError) as error:
+        last = LastServed(home.bundles).read(args.model)
+        if last is None:
+            raise
+        version, _ = last
+        log.warning("serving what was served last, %s: %s", version.uri, error)
     return version
 
 
@@ -163,17 +247,6 @@ def _check_cpus(args: ServeArgs) -> None:
             f"{args.num_replicas} replicas of {args.num_threads} threads need {needed} CPUs, the cluster has {there};"
             " lower app.num_replicas or app.num_threads"
         )
-
-
-def _log_to_stderr() -> None:
-    """Our log lines go where Ray collects those of its workers: a replica is a process of its own, so this is main."""
-    logger = logging.getLogger("rayapp")
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s %(name)s %(message)s"))
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # a client's broken form is no event of ours
 
 
 def _name(version: ModelVersion) -> str:

@@ -1,4 +1,4 @@
-"""The REST contract: how requests are read, and the shapes of answers and errors. A Starlette application, without Ray.
+"""The REST contract: endpoints, the shapes of answers and errors. An ASGI application, without Ray.
 
 It keeps what clients of the replaced BentoML service can see: four POST endpoints, their errors, probes, schema.json,
 docs.json and /metrics. Where BentoML answered 500 to bad input, the answer here is a 4xx of the same shape. Nothing a
@@ -15,109 +15,200 @@ from importlib import resources
 from typing import Any
 
 import orjson
+from prometheus_client.core import Metric
 from starlette.applications import Starlette
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import Lifespan, Message
+from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from rayapp.config import ServeArgs
 from rayapp.errors import RequestError
-from rayapp.serve import description
+from rayapp.serve import description, forms, shadow
+from rayapp.serve.calls import PNG, Answer, Call
+from rayapp.serve.explanations import Explanations
+from rayapp.serve.forms import ClientGone
 from rayapp.serve.keys import ApiKeys
-from rayapp.serve.metrics import CONTENT_TYPE, ENDPOINTS, Metrics
-from rayapp.serve.replica import Replica, Served
+from rayapp.serve.logs import Logs
+from rayapp.serve.metrics import CONTENT_TYPE, ENDPOINTS, Metrics, render
+from rayapp.serve.replica import Predicted, Replica
 from rayapp.vision.predictor import Float32Array
 
 Json = dict[str, Any]
-Handler = Callable[[Request], Awaitable[Response]]
+Families = Mapping[str, Sequence[Metric]]  # metrics by replica
 
-SERVER = "BentoML Service/VisionClassifier"
+SERVER = b"BentoML Service/VisionClassifier"
 HEALTH = {"status": "healthy", "service": "mlflow_vision_classifier"}
 UNEXPECTED = "An unexpected error has occurred, please check the server log."
 OPEN = "/health"  # for whoever watches; it tells nothing
-MAX_TEXT_FIELDS = 1000  # starlette's own limit, and so the replaced service's
-MAX_OTHER_FILES = 16  # file parts of other names, which are ignored
-MAX_JSON_BYTES = 2**20  # JSON never holds an image, so a long one is not even parsed
-MORE_HEADERS = {503: {"retry-after": "1"}, 401: {"www-authenticate": "Bearer"}}  # of errors, by status
+MORE_HEADERS = {503: (b"retry-after", b"1"), 401: (b"www-authenticate", b"Bearer")}  # of errors, by status
 
 log = logging.getLogger(__name__)
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
 
 
 # --- the application --------------------------------------------------------------------------------------------------
 
 
 def build_app(
-    replica: Replica, args: ServeArgs, metrics: Metrics, *, lifespan: Lifespan[Starlette] | None = None
-) -> Starlette:
-    """The ASGI application that answers with replica, within the limits of args; lifespan runs beside it."""
-    metrics.watch_queue(lambda: replica.num_queued)
-    endpoints = _Endpoints(replica, args, metrics)
+    replica: Replica,
+    args: ServeArgs,
+    metrics: Metrics,
+    *,
+    logs: Logs | None = None,
+    families: Callable[[], Awaitable[Families]] | None = None,
+    lifespan: Lifespan[Starlette] | None = None,
+) -> ASGIApp:
+    """The ASGI application that answers with replica, within the limits of args; lifespan runs beside it.
+
+    logs are told of each answer. families tells the metrics of all replicas; without it /metrics and /shadow tell those
+    of this one alone.
+    """
+
+    async def own_families() -> Families:
+        return {"": metrics.families()}
+
+    endpoints = _Endpoints(replica, args)
     keys = ApiKeys(args.api_keys) if args.api_keys else None
-    handlers: tuple[Handler, ...] = (
-        endpoints.predict_image, endpoints.predict_batch, endpoints.get_model_info, endpoints.health
-    )  # fmt: skip
+    copies = shadow.Shadow(replica, args.shadow, metrics, max_pixels=args.max_image_pixels)
+
+    def answered(call: Call, answer: Answer, seconds: float) -> None:
+        """What there is to do once the client has its answer."""
+        if (predicted := answer.predicted) is not None:
+            metrics.predicted(predicted.served.label, predicted.served.digest, len(answer.files), predicted.seconds)
+            copies.offer(predicted, answer.files)
+        if logs:
+            logs.answered(call, answer, seconds)
+
+    handlers: dict[str, Handler] = {
+        "/predict_image": endpoints.predict_image,
+        "/predict_batch": endpoints.predict_batch,
+        "/get_model_info": endpoints.get_model_info,
+        "/health": endpoints.health,
+        "/explain": endpoints.explain,
+    }
+    assert tuple(handlers) == ENDPOINTS
+    served = {
+        path: _Endpoint(path, handler, args, metrics, keys if path != OPEN else None, answered)
+        for path, handler in handlers.items()
+    }
+    pages = _pages(families or own_families, keys, lifespan)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        """Endpoints are called without a framework in between, which would cost a third of the whole request."""
+        endpoint = served.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        await (endpoint or pages)(scope, receive, send)
+
+    return app
+
+
+def _pages(
+    families: Callable[[], Awaitable[Families]], keys: ApiKeys | None, lifespan: Lifespan[Starlette] | None
+) -> Starlette:
+    """What is no endpoint: the page at /, probes, descriptions, metrics; and 404, 405 and redirects for the rest."""
     page = resources.files("rayapp.serve").joinpath("page.html").read_text(encoding="utf-8")
 
     async def metrics_page(_: Request) -> Response:
-        return Response(metrics.render(), headers={"content-type": CONTENT_TYPE})
+        return Response(render(await families()), headers={"content-type": CONTENT_TYPE})
+
+    async def shadow_page(request: Request) -> Response:
+        try:
+            if keys:
+                keys.check(request.headers.get("authorization"))
+        except RequestError as error:
+            return _json_response({"error": str(error)}, error.status)
+        return _json_response(shadow.report(await families()))
+
+    async def never(_: Request) -> Response:
+        raise AssertionError("POST to an endpoint does not come here")
 
     fixed = {
         "/": HTMLResponse(page),
-        "/schema.json": _json(description.schema()),
-        "/docs.json": _json(description.openapi()),
+        "/schema.json": _json_response(description.schema()),
+        "/docs.json": _json_response(description.openapi()),
         **{path: PlainTextResponse("\n") for path in ("/livez", "/readyz", "/healthz")},
     }
     return Starlette(
         routes=[
-            *(
-                Route(path, _endpoint(path, _guarded(path, handler, keys), args, metrics), methods=["POST"])
-                for path, handler in zip(ENDPOINTS, handlers, strict=True)
-            ),
+            *(Route(path, never, methods=["POST"]) for path in ENDPOINTS),
             *(Route(path, _always(answer)) for path, answer in fixed.items()),
             Route("/metrics", metrics_page),
+            Route("/shadow", shadow_page),
         ],
         lifespan=lifespan,
     )
 
 
-class _Endpoints:
-    """The four endpoints. Each request takes one reference to the served model and uses nothing else of the replica."""
+def _always(answer: Response) -> Callable[[Request], Awaitable[Response]]:
+    async def same(_: Request) -> Response:
+        return answer
 
-    def __init__(self, replica: Replica, args: ServeArgs, metrics: Metrics) -> None:
+    return same
+
+
+def _json_response(content: Any, status: int = 200) -> Response:
+    return Response(orjson.dumps(content), status, media_type="application/json")
+
+
+# --- endpoints --------------------------------------------------------------------------------------------------------
+
+
+class _Endpoints:
+    """Each request takes one reference to a served model and uses nothing else of the replica."""
+
+    def __init__(self, replica: Replica, args: ServeArgs) -> None:
         self._replica = replica
         self._args = args
-        self._metrics = metrics
+        self._explanations = Explanations(args)
 
-    async def predict_image(self, request: Request) -> Response:
+    async def predict_image(self, call: Call) -> Answer:
+        predicted, files = await self._predict(call, "image", most=1)
+        return _answer_of(predicted, files, prediction(predicted.rows[0], predicted.served.class_names))
+
+    async def predict_batch(self, call: Call) -> Answer:
+        predicted, files = await self._predict(call, "images")
+        return _answer_of(
+            predicted, files, [prediction(row_k, predicted.served.class_names) for row_k in predicted.rows]
+        )
+
+    async def _predict(self, call: Call, field: str, *, most: int | None = None) -> tuple[Predicted, list[bytes]]:
+        self._replica.check_room(1)  # before a body is read that cannot be answered
+        body = await call.body(self._args.max_body_bytes)
+        files = forms.files(call.headers, body, field, self._args)[:most]
+        served = self._replica.choose(self._client_key(call, files[0]))
+        return await self._replica.predict(served, files), files
+
+    def _client_key(self, call: Call, file: bytes) -> bytes:
+        """What tells clients apart for the canary: the header that the settings name, the API key, or the image."""
+        name = self._args.canary.key_header.lower().encode()
+        return call.headers.get(name) or call.headers.get(b"authorization") or file
+
+    async def get_model_info(self, call: Call) -> Answer:
+        await call.body(self._args.max_body_bytes)
         served = self._replica.served
-        self._replica.check_room(1)
-        files = await _files(request, "image", self._args)
-        (row_k,) = await self._replica.predict(served, files[:1])
-        self._metrics.predicted(served.label, served.digest, 1)
-        return _json(prediction(row_k, served.class_names), headers=_version(served))
+        return Answer(orjson.dumps(served.info()), headers=served.headers)
 
-    async def predict_batch(self, request: Request) -> Response:
-        served = self._replica.served
-        self._replica.check_room(1)
-        files = await _files(request, "images", self._args)
-        rows = await self._replica.predict(served, files)
-        self._metrics.predicted(served.label, served.digest, len(rows))
-        return _json([prediction(row_k, served.class_names) for row_k in rows], headers=_version(served))
+    async def health(self, call: Call) -> Answer:
+        await call.body(self._args.max_body_bytes)
+        return Answer(orjson.dumps(HEALTH))
 
-    async def get_model_info(self, _: Request) -> Response:
-        served = self._replica.served
-        return _json(served.info(), headers=_version(served))
+    async def explain(self, call: Call) -> Answer:
+        body = await call.body(self._args.max_body_bytes)
+        file = forms.files(call.headers, body, "image", self._args)[0]
+        served = self._replica.choose(self._client_key(call, file))  # the one that answered this client
+        png = await self._explanations.explain(served, file, forms.text(call.headers, body, "class"))
+        return Answer(png, media_type=PNG, headers=served.headers)
 
-    async def health(self, _: Request) -> Response:
-        return _json(HEALTH)
+
+def _answer_of(predicted: Predicted, files: Sequence[bytes], content: Json | list[Json]) -> Answer:
+    return Answer(orjson.dumps(content), headers=predicted.served.headers, predicted=predicted, files=files)
 
 
 def prediction(row_k: Float32Array, class_names: Sequence[str]) -> Json:
     """One prediction as clients get it, from its probabilities (K,)."""
-    probabilities = row_k.astype(float).tolist()
+    probabilities = row_k.tolist()
     index = int(row_k.argmax())
     return {
         "predicted_class": class_names[index],
@@ -130,157 +221,65 @@ def prediction(row_k: Float32Array, class_names: Sequence[str]) -> Json:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-class ValidationError(RequestError):
-    """Input of the wrong form, answered with pydantic's words as BentoML does; detail is one of its error items."""
+class _Endpoint:
+    """One endpoint as an ASGI application: keys, limits, errors, headers and counts around its handler."""
 
-    def __init__(self, kind: str, message: str, *loc: str) -> None:
-        super().__init__("1 validation error for Input")
-        self.detail = {"type": kind, "loc": list(loc), "msg": message}
+    def __init__(
+        self,
+        path: str,
+        handler: Handler,
+        args: ServeArgs,
+        metrics: Metrics,
+        keys: ApiKeys | None,
+        answered: Callable[[Call, Answer, float], None],
+    ) -> None:
+        self._path = path
+        self._handler = handler
+        self._timeout_s = args.timeout_s
+        self._metrics = metrics
+        self._keys = keys
+        self._answered = answered
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        began = self._metrics.began(self._path)
+        client = scope.get("client")
+        call = Call(self._path, dict(scope["headers"]), receive, client[0] if client else "")
+        answer = await self._answer(call)
+        headers = [
+            (b"content-type", answer.media_type),
+            (b"content-length", b"%d" % len(answer.body)),
+            (b"server", SERVER),
+            (b"x-bentoml-request-id", secrets.token_hex(8).encode()),
+            *answer.headers,
+        ]
+        seconds = self._metrics.answered(self._path, answer.status, began)
+        try:
+            await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+            await send({"type": "http.response.body", "body": answer.body})
+        except (OSError, RuntimeError) as error:  # uvicorn's, of a connection that the client has closed meanwhile
+            log.debug("answer not sent path=%s reason=%s", self._path, error)
+        self._answered(call, answer, seconds)
 
-def _endpoint(path: str, handler: Handler, args: ServeArgs, metrics: Metrics) -> Handler:
-    async def endpoint(request: Request) -> Response:
-        with metrics.request(path) as answered:
-            response = await _answer(path, handler, request, args)
-            answered(response.status_code)
-        response.headers["server"] = SERVER
-        response.headers["x-bentoml-request-id"] = secrets.token_hex(8)
-        return response
-
-    return endpoint
-
-
-def _guarded(path: str, handler: Handler, keys: ApiKeys | None) -> Handler:
-    """The handler, behind the keys where there are some."""
-    if keys is None or path == OPEN:
-        return handler
-
-    async def guarded(request: Request) -> Response:
-        keys.check(request.headers.get("authorization"))
-        return await handler(request)
-
-    return guarded
-
-
-async def _answer(path: str, handler: Handler, request: Request, args: ServeArgs) -> Response:
-    """The handler's answer, or the error's. One of the two places where errors become sentences."""
-    try:
-        async with asyncio.timeout(args.timeout_s):
-            return await handler(_limited(request, args.max_body_bytes))
-    except ValidationError as error:
-        return _json({"error": str(error), "detail": [error.detail]}, error.status)
-    except RequestError as error:
-        return _json({"error": str(error)}, error.status, MORE_HEADERS.get(error.status))
-    except TimeoutError:
-        return _json({"error": f"Not able to process the request in {args.timeout_s:g} seconds"}, 504)
-    except ClientDisconnect:
-        return Response(status_code=499)  # nobody is left to read it; nginx's number, for the metrics
-    except Exception:
-        log.exception("request failed path=%s", path)
-        return _json({"error": UNEXPECTED}, 500)
-
-
-def _json(content: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(content), status, headers, media_type="application/json")
-
-
-def _version(served: Served) -> dict[str, str]:
-    """Which model answered, for clients and for whoever reads their logs."""
-    return {"x-model-version": served.label, "x-model-digest": served.digest}
-
-
-def _always(answer: Response) -> Handler:
-    async def same(_: Request) -> Response:
-        return answer
-
-    return same
+    async def _answer(self, call: Call) -> Answer:
+        """The handler's answer, or the error's. One of the two places where errors become sentences."""
+        try:
+            if self._keys:
+                self._keys.check(call.headers.get(b"authorization", b"").decode("latin-1"))
+            async with asyncio.timeout(self._timeout_s):
+                return await self._handler(call)
+        except forms.ValidationError as error:
+            return _error(error.status, str(error), detail=[error.detail])
+        except RequestError as error:
+            return _error(error.status, str(error))
+        except TimeoutError:
+            return _error(504, f"Not able to process the request in {self._timeout_s:g} seconds")
+        except ClientGone:
+            return Answer(b"", 499)  # nobody is left to read it; nginx's number, for the metrics
+        except Exception:
+            log.exception("request failed path=%s", call.path)
+            return _error(500, UNEXPECTED)
 
 
-# --- requests ---------------------------------------------------------------------------------------------------------
-
-
-def _limited(request: Request, max_bytes: int) -> Request:
-    """The request, with a body that ends in a RequestError beyond max_bytes, whatever its Content-Length says."""
-    too_large = RequestError(f"the request has more than the limit of {max_bytes} bytes; send less at once", 413)
-    if _media_type(request) == "application/vnd.bentoml+pickle":
-        raise RequestError("application/vnd.bentoml+pickle is not allowed in main server", 415)
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > max_bytes:
-        raise too_large
-    num_read = 0
-
-    async def receive() -> Message:
-        nonlocal num_read
-        message = await request.receive()
-        num_read += len(message.get("body", b""))
-        if num_read > max_bytes:
-            raise too_large
-        return message
-
-    return Request(request.scope, receive)
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-async def _files(request: Request, field: str, args: ServeArgs) -> list[bytes]:
-    """The contents of the parts named field, in order, at least one. Raises RequestError where there is none."""
-    if _media_type(request) not in ("multipart/form-data", "application/x-www-form-urlencoded"):
-        raise _why_no_file(await request.body(), field)
-    try:
-        async with request.form(
-            max_files=args.max_images + MAX_OTHER_FILES,
-            max_fields=MAX_TEXT_FIELDS,
-            max_part_size=args.max_body_bytes,
-        ) as form:
-            parts = form.getlist(field)
-            if len(parts) > args.max_images:
-                raise RequestError(f"{len(parts)} images in one request; at most {args.max_images} are allowed", 413)
-            files = [await part.read() if isinstance(part, UploadFile) else _as_bytes(part) for part in parts]
-    except HTTPException as error:  # what starlette makes of a form that it cannot read
-        raise RequestError(error.detail, 413 if error.detail.startswith("Too many") else 400) from error
-    except UnicodeError as error:  # starlette decodes names by the request's charset, which may be nonsense
-        raise RequestError("the form has names that its charset cannot decode; use UTF-8") from error
-    if not files:
-        raise _missing(field)
-    return files
-
-
-def _as_bytes(text: str) -> bytes:
-    """The bytes of a part without a file name, which starlette read as text: UTF-8 or, where that failed, latin-1."""
-    try:
-        data = text.encode("latin-1")
-        data.decode()
-    except UnicodeDecodeError:
-        return data  # not UTF-8, so it was latin-1
-    except UnicodeEncodeError:
-        pass
-    return text.encode(errors="replace")
-
-
-def _why_no_file(body: bytes, field: str) -> RequestError:
-    """What is wrong with a request that is no form: the answers that BentoML gives to JSON."""
-    if not body.strip():
-        return _missing(field)
-    if len(body) > MAX_JSON_BYTES:
-        return RequestError(_as_a_file(field))
-    try:
-        content = orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        return ValidationError("json_invalid", f"Invalid JSON: {error}; {_as_a_file(field)}")
-    if not isinstance(content, dict):
-        return ValidationError("model_type", "Input should be a valid dictionary or instance of Input")
-    if field not in content:
-        return _missing(field)
-    if field == "images" and not isinstance(content[field], list):
-        return ValidationError("list_type", "Input should be a valid list", field)
-    return RequestError(_as_a_file(field))
-
-
-def _missing(field: str) -> ValidationError:
-    return ValidationError("missing", "Field required", field)
-
-
-def _as_a_file(field: str) -> str:
-    return f"send each image as a file part named '{field}' of a multipart/form-data request; URLs are not fetched"
+def _error(status: int, message: str, **more: Any) -> Answer:
+    headers = (MORE_HEADERS[status],) if status in MORE_HEADERS else ()
+    return Answer(orjson.dumps({"error": message, **more}), status, headers=headers, error=message)

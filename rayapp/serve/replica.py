@@ -1,29 +1,36 @@
 """Replica: one model that answers many requests at once, and can be exchanged for another between two of them.
 
-Images are decoded in threads, gathered into batches by what arrives together, and taken through the model in a thread
-of its own; the event loop only waits. Nothing here knows Ray or HTTP.
+Images are decoded (small ones at once, others in threads), gathered into batches by what arrives together, and taken
+through the model in a thread of its own; the event loop only waits. Nothing here knows Ray or HTTP.
 """
 
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
+from functools import cached_property
+from time import perf_counter
+from typing import Any, TypeVar
 
 from rayapp.config import ServeArgs
 from rayapp.errors import ImageError, RequestError
 from rayapp.registry.names import ModelVersion
+from rayapp.serve.batcher import Batcher
+from rayapp.serve.metrics import Metrics
 from rayapp.vision.predictor import Float32Array, Predictor
-from rayapp.vision.preprocess import UInt8Array
+from rayapp.vision.preprocess import PreprocessSpec, UInt8Array, peek_image
 
 MAX_DECODERS = 4  # threads; each may hold one decoded image of max_image_pixels
+# What is decoded on the event loop: 0.04 ms for 32x32 pixels, where the way to a thread and back costs 0.1 ms, and at
+# most 2 ms for this many.
+SMALL_BYTES, SMALL_PIXELS = 64 * 2**10, 2**17
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +47,11 @@ class Served:
         return self.predictor.bundle.manifest.class_names
 
     @property
+    def spec(self) -> PreprocessSpec:
+        """How its images are prepared."""
+        return self.predictor.bundle.manifest.preprocess
+
+    @cached_property
     def label(self) -> str:
         """The version as people say it: its number, or the run's id where it is not registered."""
         return self.version.run_id if self.version.version is None else str(self.version.version)
@@ -48,6 +60,11 @@ class Served:
     def digest(self) -> str:
         """The digest of the bundle: two versions that are the same model have the same."""
         return self.predictor.bundle.digest
+
+    @cached_property
+    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
+        """Which model answered, for clients and for whoever reads their logs."""
+        return (b"x-model-version", self.label.encode()), (b"x-model-digest", self.digest.encode())
 
     def info(self) -> dict[str, Any]:
         """The answer of get_model_info."""
@@ -60,40 +77,82 @@ class Served:
 
     def decode(self, files: Sequence[bytes], max_pixels: int) -> list[UInt8Array]:
         """The images of files as the model takes them. Raises ImageError that says which of several is bad."""
-        spec = self.predictor.bundle.manifest.preprocess
-        images = []
-        for at, data in enumerate(files):
-            try:
-                images.append(spec.decode(data, max_pixels=max_pixels))
-            except ImageError as error:
-                where = f"image {at + 1} of {len(files)}: " if len(files) > 1 else ""
-                raise ImageError(f"{where}{error}", error.status) from error
-        return images
+        return _each(lambda data: self.spec.decode(data, max_pixels=max_pixels), files)
+
+    def decode_small(self, files: Sequence[bytes], max_pixels: int) -> list[UInt8Array] | None:
+        """The same where all files together are small; None where they are not, which costs next to nothing."""
+        if sum(map(len, files)) > SMALL_BYTES:
+            return None
+        images = _each(lambda data: peek_image(data, max_pixels=max_pixels), files)
+        if sum(image.width * image.height for image in images) > SMALL_PIXELS:
+            return None
+        return _each(self.spec.from_image, images)
+
+
+def _each(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    """What function makes of each item; an ImageError says which of several it is about."""
+    results = []
+    for at, item in enumerate(items):
+        try:
+            results.append(function(item))
+        except ImageError as error:
+            where = f"image {at + 1} of {len(items)}: " if len(items) > 1 else ""
+            raise ImageError(f"{where}{error}", error.status) from error
+    return results
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Predicted:
+    """What a model said of one request: its decoded images (H, W, 3) and their probabilities (K,), in order."""
+
+    served: Served
+    images: list[UInt8Array]
+    rows: list[Float32Array]
+    seconds: float  # in the queue and the model
 
 
 class Replica:
-    """Probabilities for encoded images, from the model that is served at the moment."""
+    """Probabilities for encoded images, from the models that are served at the moment."""
 
-    def __init__(self, served: Served, args: ServeArgs) -> None:
+    def __init__(self, served: Served, args: ServeArgs, metrics: Metrics) -> None:
         self._served = served
+        self._second: Served | None = None
         self._args = args
-        self._batcher = Batcher(max_batch=args.max_batch, max_wait_s=args.max_wait_ms / 1000)
+        self._metrics = metrics
+        self.batcher = Batcher(
+            max_batch=args.max_batch, max_wait_s=args.max_wait_ms / 1000, ran=self._metrics.batch_ran
+        )
         self._decoders = ThreadPoolExecutor(min(MAX_DECODERS, os.cpu_count() or 1), thread_name_prefix="decode")
         self._num_queued = 0
+        self._metrics.watch_queue(lambda: self._num_queued)
 
     @property
     def served(self) -> Served:
-        """The model for requests that begin now."""
+        """The champion, for requests that begin now."""
         return self._served
+
+    @property
+    def second(self) -> Served | None:
+        """The model beside it that shadow or canary want, once it is there."""
+        return self._second
 
     @property
     def num_queued(self) -> int:
         """Images that wait for their answer."""
         return self._num_queued
 
-    def exchange(self, served: Served) -> None:
-        """Serve another model from the next request on; those under way finish with theirs."""
-        self._served = served
+    def exchange(self, served: Served, second: Served | None = None) -> None:
+        """Serve other models from the next request on; those under way finish with theirs."""
+        self._served, self._second = served, second
+
+    def choose(self, key: bytes) -> Served:
+        """The model that answers a client: the canary's for canary.fraction of all keys, always the same ones."""
+        canary = self._second
+        if canary is None or not self._args.canary.fraction:
+            return self._served
+        # the version is part of it, so that another canary meets other clients
+        point = int.from_bytes(hashlib.blake2b(key, digest_size=8, salt=canary.label.encode()[:16]).digest())
+        return canary if point < self._args.canary.fraction * 2**64 else self._served
 
     def check_room(self, num_images: int) -> None:
         """Raises RequestError (503) where num_images more would not fit into the queue. An idle replica takes any."""
@@ -103,113 +162,30 @@ class Replica:
                 status=503,
             )
 
-    async def predict(self, served: Served, files: Sequence[bytes]) -> list[Float32Array]:
-        """The probabilities (K,) of each file, in order. Raises ImageError (4xx), or RequestError (503) if full."""
+    async def predict(self, served: Served, files: Sequence[bytes]) -> Predicted:
+        """What served says of files. Raises ImageError (4xx), or RequestError (503) if the queue is full."""
         self.check_room(len(files))
         self._num_queued += len(files)
         try:
-            with self._batcher.expecting(len(files)):
-                images = await asyncio.get_running_loop().run_in_executor(
-                    self._decoders, served.decode, files, self._args.max_image_pixels
-                )
-            return await self._batcher.submit(served, images)
+            images = await self._decode(served, files)
+            started = perf_counter()
+            rows = await self.batcher.submit(served.predictor, images)
+            return Predicted(served, images, rows, perf_counter() - started)
         finally:
             self._num_queued -= len(files)
+
+    async def _decode(self, served: Served, files: Sequence[bytes]) -> list[UInt8Array]:
+        started, max_pixels = perf_counter(), self._args.max_image_pixels
+        images = served.decode_small(files, max_pixels)
+        if images is None:
+            with self.batcher.expecting(len(files)):
+                images = await asyncio.get_running_loop().run_in_executor(
+                    self._decoders, served.decode, files, max_pixels
+                )
+        self._metrics.decoded(perf_counter() - started)
+        return images
 
     def close(self) -> None:
         """End the threads; what has not begun is dropped."""
         self._decoders.shutdown(wait=False, cancel_futures=True)
-        self._batcher.close()
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class _Item:
-    served: Served
-    image_hwc: UInt8Array
-    row_k: asyncio.Future[Float32Array]
-
-
-class Batcher:
-    """Takes images of concurrent requests through the model together.
-
-    While the model works, what arrives gathers for the next batch. An idle model waits, max_wait_s at most, only for
-    images that are known to come (they are being decoded): a lone request never waits.
-    """
-
-    def __init__(self, *, max_batch: int, max_wait_s: float) -> None:
-        self._max_batch = max_batch
-        self._max_wait_s = max_wait_s
-        self._waiting: deque[_Item] = deque()
-        self._num_expected = 0
-        self._enough = asyncio.Event()
-        self._runner: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
-
-    @contextmanager
-    def expecting(self, num_images: int) -> Iterator[None]:
-        """Inside the with block num_images are on their way to submit()."""
-        self._num_expected += num_images
-        try:
-            yield
-        finally:
-            self._num_expected -= num_images
-            if not self._num_expected:
-                self._enough.set()
-
-    async def submit(self, served: Served, images: Sequence[UInt8Array]) -> list[Float32Array]:
-        """The probabilities of images, in order; whatever the model raises is raised here."""
-        loop = asyncio.get_running_loop()
-        items = [_Item(served, image_hwc, loop.create_future()) for image_hwc in images]
-        self._waiting.extend(items)
-        if len(self._waiting) >= self._max_batch:
-            self._enough.set()
-        if self._runner is None:
-            self._runner = loop.create_task(self._run())
-        return await asyncio.gather(*(item.row_k for item in items))
-
-    async def _run(self) -> None:
-        try:
-            while self._waiting:
-                await self._gather_more()
-                if batch := self._take():
-                    await self._answer(batch)
-        finally:
-            self._runner = None
-
-    async def _gather_more(self) -> None:
-        if not self._num_expected or len(self._waiting) >= self._max_batch:
-            return
-        self._enough.clear()
-        try:
-            async with asyncio.timeout(self._max_wait_s):
-                await self._enough.wait()
-        except TimeoutError:
-            pass
-
-    def _take(self) -> list[_Item]:
-        """The next images that go together: of one model, none whose request has gone."""
-        batch: list[_Item] = []
-        while self._waiting and len(batch) < self._max_batch:
-            if batch and self._waiting[0].served is not batch[0].served:
-                break  # the model was exchanged: never both in one batch
-            item = self._waiting.popleft()
-            if not item.row_k.done():
-                batch.append(item)
-        return batch
-
-    async def _answer(self, batch: list[_Item]) -> None:
-        images_nhwc = np.stack([item.image_hwc for item in batch])
-        work = asyncio.get_running_loop().run_in_executor(self._thread, batch[0].served.predictor.predict, images_nhwc)
-        await asyncio.wait([work])
-        error = work.exception()
-        for at, item in enumerate(batch):
-            if item.row_k.done():  # the request has gone meanwhile
-                continue
-            if error is None:
-                item.row_k.set_result(work.result()[at])
-            else:
-                item.row_k.set_exception(error)
-
-    def close(self) -> None:
-        """End the model's thread."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        self.batcher.close()

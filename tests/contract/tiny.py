@@ -24,7 +24,7 @@ from PIL import Image
 from starlette.types import ASGIApp
 
 from rayapp.config import DataConfig, ModelConfig, ServeArgs
-from rayapp.errors import RegistryError
+from rayapp.errors import RegistryError, RegistryUnavailable
 from rayapp.registry.names import ModelVersion
 from rayapp.serve.contract import build_app
 from rayapp.serve.metrics import Metrics
@@ -100,11 +100,12 @@ def tiny_version(version: int = 1, *, alias: str | None = "champion") -> ModelVe
 
 
 class Shelf:
-    """A registry in memory: bundles by version, and one alias that the tests move."""
+    """A registry in memory: bundles by version, and two aliases that the tests move."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.champion = 1
+        self.challenger: int | None = None
         self.down = False
         self.num_downloads = 0
 
@@ -113,18 +114,28 @@ class Shelf:
         return write_tiny_bundle(self.folder / str(version), seed=version, **bundle).folder
 
     def resolve(self, uri: str) -> ModelVersion:
-        """The version that the alias names."""
+        """The version that models:/vision@ALIAS or models:/vision/VERSION names."""
         if self.down:
-            raise RegistryError("MLflow does not answer")
-        return tiny_version(self.champion, alias="champion" if "@" in uri else None)
+            raise RegistryUnavailable("MLflow does not answer")
+        _, at, alias = uri.partition("@")
+        if not at:
+            return tiny_version(int(uri.rsplit("/", 1)[1]), alias=None)
+        version = {"champion": self.champion, "challenger": self.challenger}[alias]
+        if version is None:
+            raise RegistryError(f"alias '{alias}' of 'vision' not found")
+        return tiny_version(version, alias=alias)
 
     def download(self, version: ModelVersion, cache: Path) -> Bundle:
         """The verified bundle of a version."""
         self.num_downloads += 1
+        if self.down and not (cache / str(version.version)).exists():
+            raise RegistryUnavailable("MLflow does not answer")
         return Bundle.open(self.folder / str(version.version))
 
     def metadata(self, version: ModelVersion) -> dict[str, Any]:
         """model_metadata of the contract."""
+        if self.down:
+            raise RegistryUnavailable("MLflow does not answer")
         return {
             "name": version.name,
             "version": str(version.version),
@@ -169,8 +180,9 @@ def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 def client_of(served: Served, **changes: Any) -> Iterator[httpx.Client]:
     """A client of a server that answers with served, with settings of its own."""
     args = quick_args(**changes)
-    replica = Replica(served, args)
-    with listening(build_app(replica, args, Metrics())) as url, httpx.Client(base_url=url, timeout=60) as client:
+    metrics = Metrics()
+    replica = Replica(served, args, metrics)
+    with listening(build_app(replica, args, metrics)) as url, httpx.Client(base_url=url, timeout=60) as client:
         yield client
     replica.close()
 

@@ -30,9 +30,12 @@ OPTIONS = {
     "models": "json",
     "predict": "json model url",
     "serve": """
-        app.api_keys app.device app.max_batch app.max_body_bytes app.max_image_pixels app.max_images app.max_queue
-        app.max_wait_ms app.model app.num_replicas app.num_threads app.poll_s app.timeout_s app.tracking_uri
-        host model port
+        app.access_log app.api_keys app.canary.alias app.canary.fraction app.canary.key_header
+        app.device app.max_batch app.max_body_bytes app.max_image_pixels app.max_images app.max_queue
+        app.max_wait_ms app.model app.num_replicas app.num_threads app.poll_s
+        app.request_log.flush_s app.request_log.folder app.request_log.fraction app.request_log.images
+        app.shadow.alias app.shadow.fraction app.timeout_s app.tracking_uri
+        haproxy host model port
     """,
     "demo": "dataset keep num_workers path port",
     "doctor": "json port",

@@ -8,12 +8,13 @@ from typing import Any, get_args
 import pytest
 import yaml
 from pydantic import BaseModel, ValidationError
+from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as as_serve_calls
 from ray.serve.schema import ServeDeploySchema
 
 from rayapp.config import ServeArgs
 from rayapp.serve.app import build
-from rayapp.serve.proxy import CONTROLLER_OPTIONS
+from rayapp.serve.proxy import controller_env, replica_env
 
 FOLDER = Path(__file__).resolve().parents[3] / "serve_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -45,8 +46,14 @@ def content(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def test_local_is_there():
-    assert FOLDER / "local.yaml" in FILES
+def deployments(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The deployments of the one application, by name."""
+    (application,) = values["applications"]
+    return {deployment["name"]: deployment for deployment in application["deployments"]}
+
+
+def test_all_three_are_there():
+    assert {path.stem for path in FILES} == {"local", "staging", "production"}
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -70,13 +77,12 @@ def test_a_wrong_key_would_be_found():
 def test_application_is_built_from_its_args(path: Path):
     (application,) = content(path)["applications"]
     module, function = application["import_path"].split(":")
-    (named,) = application["deployments"]
-
     built = as_serve_calls(build, application["args"])
 
     assert (module, function) == (build.__module__, build.__name__)
     assert application["route_prefix"] == "/"
-    assert built._bound_deployment.name == named["name"]
+    (rollout,) = (arg for arg in built._bound_deployment.init_args if isinstance(arg, Application))
+    assert set(deployments(content(path))) == {built._bound_deployment.name, rollout._bound_deployment.name}
     with pytest.raises(ValidationError):
         as_serve_calls(build, {**application["args"], "max_bach": 1})
 
@@ -85,11 +91,45 @@ def test_application_is_built_from_its_args(path: Path):
 def test_the_applications_own_limits_bite_first(path: Path):
     values = content(path)
     (application,) = values["applications"]
-    (deployment,) = application["deployments"]
+    deployment = deployments(values)["VisionClassifier"]
     args = ServeArgs.model_validate(application["args"])
 
     assert values["http_options"]["request_timeout_s"] > args.timeout_s
     assert deployment["max_ongoing_requests"] > args.max_queue
     assert deployment["graceful_shutdown_timeout_s"] > args.timeout_s
+    assert deployment["ray_actor_options"]["num_cpus"] == args.num_threads
     assert values["http_options"]["host"], "without it Serve listens on every interface"
-    assert values["controller_options"] == CONTROLLER_OPTIONS
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_haproxy_is_on_with_the_variables_of_the_code(path: Path):
+    values = content(path)
+    actor = deployments(values)["VisionClassifier"]["ray_actor_options"]
+
+    assert values["controller_options"]["runtime_env"]["env_vars"] == controller_env(haproxy=True)
+    assert actor["runtime_env"]["env_vars"] == replica_env(haproxy=True)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_only_loopback_is_without_keys(path: Path):
+    values = content(path)
+    (application,) = values["applications"]
+    args = ServeArgs.model_validate(application["args"])
+
+    assert args.api_keys or values["http_options"]["host"] == "127.0.0.1"
+
+
+def test_there_is_one_rollout_and_it_reserves_no_cpu():
+    for path in FILES:
+        rollout = deployments(content(path))["Rollout"]
+        assert (rollout["num_replicas"], rollout["ray_actor_options"]["num_cpus"]) == (1, 0)
+
+
+def test_production_survives_a_node_and_scales():
+    deployment = deployments(content(FOLDER / "production.yaml"))["VisionClassifier"]
+    scaling = deployment["autoscaling_config"]
+
+    assert deployment["num_replicas"] == "auto"
+    assert scaling["min_replicas"] >= 2
+    assert deployment["max_replicas_per_node"] < scaling["max_replicas"]
+    assert scaling["target_ongoing_requests"] < deployment["max_ongoing_requests"]

@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 
 from rayapp.errors import ImageError, RequestError
-from rayapp.serve.replica import Batcher, Replica, Served
+from rayapp.serve.batcher import Batcher
+from rayapp.serve.metrics import Metrics
+from rayapp.serve.replica import Replica, Served
 from rayapp.vision.preprocess import UInt8Array
 from tests.contract.tiny import encoded, picture, quick_args, tiny_served, tiny_version
 
@@ -54,11 +56,10 @@ def batcher(max_batch: int = 4, max_wait_s: float = 0.0) -> Batcher:
 
 async def answers_to_waiting(recorder: Recorder, together: Batcher, *groups: tuple[int, ...]) -> list[list[int]]:
     """Answers for groups that arrive while the model works on another image."""
-    served = served_by(recorder)
     recorder.go_on.clear()
-    first = asyncio.create_task(together.submit(served, images(0)))
+    first = asyncio.create_task(together.submit(recorder, images(0)))
     await asyncio.sleep(0.05)
-    tasks = [asyncio.create_task(together.submit(served, images(*group))) for group in groups]
+    tasks = [asyncio.create_task(together.submit(recorder, images(*group))) for group in groups]
     await asyncio.sleep(0.05)
     recorder.go_on.set()
     answers = await asyncio.gather(first, *tasks)
@@ -91,7 +92,7 @@ def test_lone_request_does_not_wait_for_others():
         started = asyncio.get_running_loop().time()
         with together.expecting(1):
             pass
-        await together.submit(served_by(recorder), images(1))
+        await together.submit(recorder, images(1))
         return asyncio.get_running_loop().time() - started
 
     assert asyncio.run(run()) < 15
@@ -100,14 +101,14 @@ def test_lone_request_does_not_wait_for_others():
 def test_idle_model_waits_for_images_that_are_being_decoded():
     recorder = Recorder()
 
-    async def decode_and_submit(together: Batcher, served: Served, value: int, seconds: float) -> None:
+    async def decode_and_submit(together: Batcher, value: int, seconds: float) -> None:
         with together.expecting(1):
             await asyncio.sleep(seconds)
-        await together.submit(served, images(value))
+        await together.submit(recorder, images(value))
 
     async def run() -> None:
-        together, served = batcher(max_wait_s=30), served_by(recorder)
-        await asyncio.gather(*(decode_and_submit(together, served, value, value / 20) for value in (1, 2, 3)))
+        together = batcher(max_wait_s=30)
+        await asyncio.gather(*(decode_and_submit(together, value, value / 20) for value in (1, 2, 3)))
 
     asyncio.run(run())
 
@@ -120,7 +121,7 @@ def test_wait_for_others_ends():
     async def run() -> None:
         together = batcher(max_wait_s=0.05)
         with together.expecting(5):  # they never come
-            await asyncio.wait_for(together.submit(served_by(recorder), images(1)), 20)
+            await asyncio.wait_for(together.submit(recorder, images(1)), 20)
 
     asyncio.run(run())
 
@@ -132,11 +133,11 @@ def test_images_of_two_models_never_share_a_batch():
     old, new = Recorder(), Recorder()
 
     async def run() -> list[Any]:
-        together, first, second = batcher(), served_by(old), served_by(new, 2)
+        together, first, second = batcher(), old, new
         old.go_on.clear()
         tasks = [
-            asyncio.create_task(together.submit(served, images(value)))
-            for served, value in ((first, 0), (first, 1), (second, 2), (first, 3), (second, 4))
+            asyncio.create_task(together.submit(predictor, images(value)))
+            for predictor, value in ((first, 0), (first, 1), (second, 2), (first, 3), (second, 4))
         ]
         await asyncio.sleep(0.05)
         old.go_on.set()
@@ -160,15 +161,15 @@ def test_models_error_reaches_everyone_of_its_batch_and_nobody_after():
     recorder = Sometimes()
 
     async def run() -> list[Any]:
-        together, served = batcher(), served_by(recorder)
+        together = batcher()
         recorder.go_on.clear()
-        first = asyncio.create_task(together.submit(served, images(0)))
+        first = asyncio.create_task(together.submit(recorder, images(0)))
         await asyncio.sleep(0.05)
-        bad = [asyncio.create_task(together.submit(served, images(value))) for value in (99, 1)]
+        bad = [asyncio.create_task(together.submit(recorder, images(value))) for value in (99, 1)]
         await asyncio.sleep(0.05)
         recorder.go_on.set()
         answers = await asyncio.gather(first, *bad, return_exceptions=True)
-        return [*answers, await together.submit(served, images(5))]
+        return [*answers, await together.submit(recorder, images(5))]
 
     first, bad, beside, later = asyncio.run(run())
 
@@ -181,11 +182,11 @@ def test_models_error_reaches_everyone_of_its_batch_and_nobody_after():
 def test_request_in_flight_keeps_its_model_when_another_is_exchanged(tmp_path: Path):
     async def run() -> tuple[Any, Any]:
         one, two = tiny_served(tmp_path / "a", version=1), tiny_served(tmp_path / "b", version=2)
-        replica, file = Replica(one, quick_args()), encoded(picture())
+        replica, file = Replica(one, quick_args(), Metrics()), encoded(picture())
         taken = replica.served
         replica.exchange(two)
-        (old,) = await replica.predict(taken, [file])
-        (new,) = await replica.predict(replica.served, [file])
+        (old,) = (await replica.predict(taken, [file])).rows
+        (new,) = (await replica.predict(replica.served, [file])).rows
         replica.close()
         expected = [served.predictor.predict(np.stack(served.decode([file], 10**6)))[0] for served in (one, two)]
         return (old, new), expected
@@ -198,7 +199,7 @@ def test_request_in_flight_keeps_its_model_when_another_is_exchanged(tmp_path: P
 
 def test_queue_is_empty_again_after_errors(tmp_path: Path):
     async def run() -> Replica:
-        replica = Replica(tiny_served(tmp_path), quick_args(max_queue=2))
+        replica = Replica(tiny_served(tmp_path), quick_args(max_queue=2), Metrics())
         for _ in range(5):
             with pytest.raises(ImageError):
                 await replica.predict(replica.served, [b"no image"])
@@ -213,7 +214,7 @@ def test_full_queue_refuses_with_503():
     recorder = Recorder()
 
     async def run() -> RequestError:
-        replica = Replica(served_by(recorder), quick_args(max_queue=2))
+        replica = Replica(served_by(recorder), quick_args(max_queue=2), Metrics())
         replica.check_room(100)  # nothing waits, so anything may come
         replica._num_queued = 2
         with pytest.raises(RequestError) as caught:

@@ -1,70 +1,142 @@
-"""Rollout: the alias is followed, and nothing that goes wrong on the way reaches a client."""
+"""Rollout and Follower: the alias is followed by all replicas together, and nothing on the way reaches a client."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayapp.errors import BundleError, RegistryError
+from rayapp.errors import BundleError, RegistryUnavailable
+from rayapp.registry.names import ModelVersion
+from rayapp.serve.follower import Follower, first_served, prepare
+from rayapp.serve.last_served import LastServed
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica
-from rayapp.serve.rollout import Rollout, prepare
+from rayapp.serve.rollout import Refusal, Rollout, Serving
 from rayapp.vision.bundle import GRAPH
 from tests.contract.tiny import Shelf, encoded, picture, quick_args
 
 
-class Scene:
-    """A replica that follows a shelf."""
+class Node:
+    """One replica with a registry of its own view, as each process has."""
 
-    def __init__(self, folder: Path, **changes: Any) -> None:
-        self.shelf = Shelf(folder)
-        self.shelf.add(1)
-        self.args = quick_args(**{"poll_s": 0.01, **changes})
+    def __init__(self, shelf: Any, folder: Path, args: Any) -> None:
         self.metrics = Metrics()
-        registry: Any = self.shelf
-        self.replica = Replica(prepare(registry, self.shelf.resolve(self.args.model), folder, self.args), self.args)
-        self.rollout = Rollout(self.replica, registry, folder, self.args, self.metrics)
+        last = LastServed(folder)
+        self.replica = Replica(first_served(shelf, None, last, folder, args), args, self.metrics)
+        self.follower = Follower(self.replica, shelf, folder, args, self.metrics, last)
 
     @property
     def numbers(self) -> str:
         """What /metrics says of us."""
         return "\n".join(line for line in self.metrics.render().decode().splitlines() if line.startswith("rayapp_"))
 
-    def look(self, times: int = 1) -> str:
-        """The version that is served after so many looks."""
+    @property
+    def loaded(self) -> list[str]:
+        """The versions in memory."""
+        models = (self.replica.served, self.replica.second, self.follower._ready)
+        return sorted({model.label for model in models if model})
+
+
+class Scene:
+    """Replicas that follow a shelf; a fleet as Rollout sees it."""
+
+    def __init__(self, folder: Path, *, num_replicas: int = 1, **changes: Any) -> None:
+        self.folder = folder
+        self.shelf = Shelf(folder)
+        self.shelf.add(1)
+        self.args = quick_args(**{"poll_s": 0.01, **changes})
+        self.nodes = [self.new_node() for _ in range(num_replicas)]
+        self.rollout = Rollout(self, self.shelf, self.args)
+
+    def new_node(self) -> Node:
+        return Node(self.shelf, self.folder, self.args)
+
+    async def look(self, *, resolved: bool, refused: Refusal | None) -> Sequence[Serving]:
+        return [node.follower.look(resolved=resolved, refused=refused) for node in self.nodes]
+
+    async def prepare(self, version: ModelVersion) -> Sequence[Refusal | None]:
+        return await asyncio.gather(*(node.follower.prepare(version) for node in self.nodes))
+
+    async def commit(self, champion: ModelVersion, second: ModelVersion | None) -> None:
+        for node in self.nodes:
+            node.follower.commit(champion, second)
+
+    @property
+    def replica(self) -> Replica:
+        return self.nodes[0].replica
+
+    @property
+    def numbers(self) -> str:
+        return self.nodes[0].numbers
+
+    def seen(self, times: int = 1) -> str:
+        """The version that every replica serves after so many looks."""
 
         async def run() -> None:
             for _ in range(times):
                 await self.rollout.look()
 
         asyncio.run(run())
-        return self.replica.served.label
+        (version,) = {node.replica.served.label for node in self.nodes}
+        return version
 
 
 def test_moved_alias_is_followed_and_back(tmp_path: Path):
-    scene = Scene(tmp_path)
+    scene = Scene(tmp_path, num_replicas=2)
     scene.shelf.add(2)
 
-    assert scene.look() == "1"
+    assert scene.seen() == "1"
     scene.shelf.champion = 2
-    assert scene.look() == "2"
+    assert scene.seen() == "2"
     assert scene.replica.served.metadata["version"] == "2"
     assert 'model_version="2"' in scene.numbers
     assert 'model_version="1"' not in scene.numbers
+    assert 'rayapp_swaps_total{result="exchanged"} 1.0' in scene.numbers
     scene.shelf.champion = 1
-    assert scene.look() == "1"
+    assert scene.seen() == "1"
 
 
 def test_alias_that_stays_costs_no_download(tmp_path: Path):
     scene = Scene(tmp_path)
 
-    scene.look(times=5)
+    scene.seen(times=5)
 
     assert scene.shelf.num_downloads == 1
+
+
+def test_all_replicas_take_a_version_or_none_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    scene = Scene(tmp_path, num_replicas=3)
+    scene.shelf.add(2)
+    scene.shelf.champion = 2
+    full = Shelf(tmp_path / "full")  # a replica on whose node the version cannot be stored
+    monkeypatch.setattr(full, "download", lambda version, cache: (_ for _ in ()).throw(OSError(28, "No space left")))
+    scene.nodes[1].follower._registry = full  # type: ignore[assignment]
+
+    assert scene.seen() == "1"
+    assert scene.nodes[0].loaded == ["1", "2"]  # it was ready, and did not take it
+    scene.rollout._champion.retry_at = 0.0
+    assert scene.seen() == "1"
+    assert all('rollout_failed{model_version="2",reason="OSError"} 1.0' in node.numbers for node in scene.nodes)
+    scene.nodes[1].follower._registry = scene.shelf  # type: ignore[assignment]
+    scene.rollout._champion.retry_at = 0.0
+    assert scene.seen() == "2"
+
+
+def test_replica_that_comes_late_is_brought_in_line(tmp_path: Path):
+    scene = Scene(tmp_path)
+    late = scene.new_node()
+    scene.shelf.add(2)
+    scene.shelf.champion = 2
+    assert scene.seen() == "2"
+
+    scene.nodes.append(late)
+
+    assert scene.seen() == "2"
 
 
 def test_corrupt_bundle_changes_nothing_but_a_gauge_and_a_log_line(tmp_path: Path, caplog: pytest.LogCaptureFixture):
@@ -75,10 +147,11 @@ def test_corrupt_bundle_changes_nothing_but_a_gauge_and_a_log_line(tmp_path: Pat
     scene.shelf.champion = 2
 
     with caplog.at_level(logging.ERROR):
-        scene.look()
+        scene.seen()
 
     assert scene.replica.served is before
     assert 'rayapp_rollout_failed{model_version="2",reason="BundleError"} 1.0' in scene.numbers
+    assert 'rayapp_swaps_total{result="refused"} 1.0' in scene.numbers
     assert "version=2" in caplog.text
     assert "serving_on=1" in caplog.text
     assert "digest" in caplog.text
@@ -90,7 +163,7 @@ def test_model_whose_answers_do_not_fit_its_classes_is_refused(tmp_path: Path):
     scene.shelf.add(2, num_logits=7)
     scene.shelf.champion = 2
 
-    assert scene.look() == "1"
+    assert scene.seen() == "1"
     assert 'reason="BundleError"' in scene.numbers
 
 
@@ -98,10 +171,10 @@ def test_missing_bundle_is_refused_and_taken_once_it_is_there(tmp_path: Path):
     scene = Scene(tmp_path)
     scene.shelf.champion = 2
 
-    assert scene.look() == "1"
+    assert scene.seen() == "1"
     scene.shelf.add(2)
-    scene.rollout._retry_at = 0.0
-    assert scene.look() == "2"
+    scene.rollout._champion.retry_at = 0.0
+    assert scene.seen(times=2) == "2"
     assert "rollout_failed{" not in scene.numbers
 
 
@@ -109,11 +182,11 @@ def test_refused_version_is_not_tried_at_every_look_but_another_is_at_once(tmp_p
     scene = Scene(tmp_path, poll_s=60)
     scene.shelf.champion = 2
 
-    assert scene.look(times=5) == "1"
+    assert scene.seen(times=5) == "1"
     assert scene.shelf.num_downloads == 2
     scene.shelf.add(3)
     scene.shelf.champion = 3
-    assert scene.look() == "3"
+    assert scene.seen() == "3"
 
 
 def test_pauses_between_attempts_grow_up_to_a_minute(tmp_path: Path):
@@ -122,9 +195,9 @@ def test_pauses_between_attempts_grow_up_to_a_minute(tmp_path: Path):
     pauses = []
 
     for _ in range(8):
-        scene.rollout._retry_at = 0.0
-        scene.look()
-        pauses.append(scene.rollout._pause_s)
+        scene.rollout._champion.retry_at = 0.0
+        scene.seen()
+        pauses.append(scene.rollout._champion.pause_s)
 
     assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
 
@@ -132,11 +205,11 @@ def test_pauses_between_attempts_grow_up_to_a_minute(tmp_path: Path):
 def test_alias_back_on_the_served_version_clears_the_gauge(tmp_path: Path):
     scene = Scene(tmp_path)
     scene.shelf.champion = 2
-    scene.look()
+    scene.seen()
     assert "rollout_failed{" in scene.numbers
 
     scene.shelf.champion = 1
-    scene.look()
+    scene.seen()
 
     assert "rollout_failed{" not in scene.numbers
 
@@ -147,11 +220,11 @@ def test_registry_that_is_down_changes_nothing_and_is_said_once(tmp_path: Path, 
     scene.shelf.down = True
 
     with caplog.at_level(logging.INFO):
-        assert scene.look(times=4) == "1"
+        assert scene.seen(times=4) == "1"
         assert "rayapp_alias_resolved 0.0" in scene.numbers
         scene.shelf.down = False
         scene.shelf.champion = 2
-        assert scene.look() == "2"
+        assert scene.seen() == "2"
 
     assert "rayapp_alias_resolved 1.0" in scene.numbers
     assert caplog.text.count("MLflow does not answer") == 1
@@ -163,7 +236,7 @@ def test_error_that_nobody_thought_of_is_survived_with_its_traceback(tmp_path: P
     scene.shelf.champion = 2
     scene.shelf.download = lambda version, cache: 1 / 0  # type: ignore[method-assign, assignment, return-value]
 
-    assert scene.look() == "1"
+    assert scene.seen() == "1"
     assert "ZeroDivisionError" in caplog.text
     assert 'reason="ZeroDivisionError"' in scene.numbers
 
@@ -192,11 +265,141 @@ def test_follow_exchanges_while_requests_are_answered(tmp_path: Path):
 
 def test_fixed_version_is_not_followed(tmp_path: Path):
     scene = Scene(tmp_path, model="models:/vision/1")
+    scene.shelf.add(2)
     scene.shelf.champion = 2
 
-    asyncio.run(asyncio.wait_for(scene.rollout.follow(), 5))  # returns instead of looking for ever
+    assert scene.seen(times=2) == "1"
 
-    assert scene.replica.served.label == "1"
+
+def test_rollout_that_starts_anew_learns_what_is_served_while_the_alias_is_refused(tmp_path: Path):
+    scene = Scene(tmp_path)
+    scene.shelf.champion = 2  # there is no bundle of it
+    scene.rollout = Rollout(scene, scene.shelf, scene.args)
+
+    assert scene.seen() == "1"
+    assert scene.rollout.champion is not None
+    assert scene.rollout.champion.version == 1
+
+
+# --- the second model -------------------------------------------------------------------------------------------------
+
+
+def with_second(folder: Path, **changes: Any) -> Scene:
+    scene = Scene(folder, shadow={"fraction": 1.0}, **changes)
+    scene.shelf.add(2)
+    scene.shelf.add(3)
+    scene.shelf.challenger = 2
+    return scene
+
+
+def second(scene: Scene) -> list[str | None]:
+    return [node.replica.second.label if node.replica.second else None for node in scene.nodes]
+
+
+def test_second_model_is_held_beside_the_champion_where_it_is_wanted(tmp_path: Path):
+    scene = with_second(tmp_path, num_replicas=2)
+
+    assert scene.seen() == "1"
+    assert second(scene) == ["2", "2"]
+    assert (
+        'model_version="2",role="challenger"' in scene.numbers.replace("model_digest", "x")
+        or "challenger" in scene.numbers
+    )
+    scene.shelf.challenger = 3
+    scene.seen()
+    assert second(scene) == ["3", "3"]
+
+
+def test_promoted_challenger_is_not_loaded_again_and_compares_with_nothing(tmp_path: Path):
+    scene = with_second(tmp_path)
+    scene.seen()
+    loads = scene.shelf.num_downloads
+
+    scene.shelf.champion = 2
+
+    assert scene.seen() == "2"
+    assert second(scene) == [None]
+    assert scene.shelf.num_downloads == loads
+    assert scene.replica.served.metadata["alias"] == "champion"
+
+
+def test_at_most_two_models_are_in_memory(tmp_path: Path):
+    scene = with_second(tmp_path)
+    scene.seen()
+    node, most = scene.nodes[0], 0
+    download = scene.shelf.download
+
+    def watched(version: ModelVersion, cache: Path) -> Any:
+        nonlocal most
+        most = max(most, len(node.loaded) + 1)  # this one is on its way
+        return download(version, cache)
+
+    scene.shelf.download = watched  # type: ignore[method-assign]
+    scene.shelf.champion = 3
+
+    assert scene.seen() == "3"
+    assert second(scene) == ["2"]
+    assert most == 2
+
+
+def test_trouble_with_the_second_model_does_not_touch_the_champion(tmp_path: Path):
+    scene = with_second(tmp_path)
+    scene.shelf.challenger = 9  # there is no bundle of it
+    scene.shelf.champion = 3
+
+    assert scene.seen() == "3"
+    assert second(scene) == [None]
+
+
+def test_missing_challenger_is_no_trouble(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    scene = with_second(tmp_path)
+    scene.shelf.challenger = None
+
+    assert scene.seen(times=2) == "1"
+    assert second(scene) == [None]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+# --- the start --------------------------------------------------------------------------------------------------------
+
+
+def start(scene: Scene, wanted: ModelVersion | None = None) -> str:
+    registry: Any = scene.shelf
+    return first_served(registry, wanted, LastServed(scene.folder), scene.folder, scene.args).label
+
+
+def noted(folder: Path) -> Scene:
+    """A scene in which version 1 was served, and noted."""
+    scene = Scene(folder)
+    node = scene.nodes[0]
+    node.follower.commit(node.replica.served.version, None)
+    return scene
+
+
+def test_start_while_mlflow_is_away_serves_what_was_served_last(tmp_path: Path):
+    scene = noted(tmp_path)
+    scene.shelf.down = True
+
+    assert start(scene) == "1"
+    assert scene.new_node().replica.served.metadata["version"] == "1"
+
+
+def test_start_while_the_alias_names_a_corrupt_bundle_serves_what_was_served_last(tmp_path: Path):
+    scene = noted(tmp_path)
+    with (scene.shelf.add(2) / GRAPH).open("ab") as graph:
+        graph.write(b"x")
+    scene.shelf.champion = 2
+
+    assert start(scene) == "1"
+
+
+def test_new_replica_begins_with_what_the_others_serve(tmp_path: Path):
+    scene = Scene(tmp_path)
+    served = scene.replica.served.version
+    scene.shelf.add(2)
+    scene.shelf.champion = 2
+
+    assert start(scene, wanted=served) == "1"
 
 
 def test_start_without_a_model_is_an_error(tmp_path: Path):
@@ -206,6 +409,18 @@ def test_start_without_a_model_is_an_error(tmp_path: Path):
 
     with pytest.raises(BundleError, match=r"manifest\.json"):
         prepare(registry, scene.shelf.resolve("models:/vision@champion"), tmp_path, scene.args)
+    with pytest.raises(BundleError):
+        start(scene)
     scene.shelf.down = True
-    with pytest.raises(RegistryError):
-        scene.shelf.resolve("models:/vision@champion")
+    with pytest.raises(RegistryUnavailable):
+        start(scene)
+
+
+def test_damaged_note_is_no_note(tmp_path: Path):
+    scene = noted(tmp_path)
+    (tmp_path / "last_served.json").write_text('{"models:/vision@champion": {"version": 3}}')
+
+    assert LastServed(tmp_path).read("models:/vision@champion") is None
+    node = scene.nodes[0]
+    node.follower.commit(node.replica.served.version, None)
+    assert LastServed(tmp_path).read("models:/vision@champion") is not None

@@ -1,0 +1,142 @@
+"""Follower: loads what the rollout wants beside what this replica serves, and takes it when it is told to."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from rayapp.config import ServeArgs
+from rayapp.errors import BundleError, RegistryUnavailable
+from rayapp.registry.models import Registry
+from rayapp.registry.names import ModelVersion
+from rayapp.serve.last_served import LastServed
+from rayapp.serve.metrics import Metrics
+from rayapp.serve.replica import Replica, Served
+from rayapp.serve.rollout import Refusal, Serving, outcome, refusal_of, unknown
+from rayapp.vision.predictor import Predictor
+
+log = logging.getLogger(__name__)
+
+
+def prepare(registry: Registry, version: ModelVersion, cache: Path, args: ServeArgs) -> Served:
+    """The model of version, downloaded into cache (or found there), verified, loaded and warm.
+
+    Raises RegistryError, BundleError or ConfigError (no such device here).
+    """
+    predictor = Predictor.load(registry.download(version, cache), device=args.device, num_threads=args.num_threads)
+    warm(predictor, args.max_batch)
+    return Served(predictor, version, registry.metadata(version))
+
+
+def first_served(
+    registry: Registry, wanted: ModelVersion | None, last: LastServed, cache: Path, args: ServeArgs
+) -> Served:
+    """The model that a new replica begins with: wanted (what the others serve), else what args.model means now.
+
+    Where the registry does not answer, or the version is no sound bundle, it is what this machine served last.
+    Raises RegistryError, BundleError or ConfigError where there is nothing to go back to.
+    """
+    try:
+        return prepare(registry, wanted or registry.resolve(args.model), cache, args)
+    except (RegistryUnavailable, BundleError) as error:
+        found = last.read(args.model)
+        if found is None:
+            raise
+        version, metadata = found
+        log.error("starting with the last model served version=%s reason=%s", version.version, error)
+        predictor = Predictor.load(registry.download(version, cache), device=args.device, num_threads=args.num_threads)
+        warm(predictor, args.max_batch)
+        return Served(predictor, version, metadata)
+
+
+def warm(predictor: Predictor, max_batch: int) -> None:
+    """Run the smallest and the largest batch, so that no request pays for the first run.
+
+    Raises BundleError where what comes out is not one probability a class.
+    """
+    manifest = predictor.bundle.manifest
+    spec, num_classes = manifest.preprocess, len(manifest.class_names)
+    for size in (1, max_batch):
+        probabilities_nk = predictor.predict(np.full((size, spec.height_px, spec.width_px, 3), 128, dtype=np.uint8))
+        if probabilities_nk.shape != (size, num_classes) or not np.isfinite(probabilities_nk).all():
+            raise BundleError(
+                f"the model of {predictor.bundle.folder} gives {probabilities_nk.shape} for {size} images of"
+                f" {num_classes} classes, or no finite numbers; train it again"
+            )
+
+
+class Follower:
+    """One replica's part of a rollout. It holds two models at most: a new one takes the place of the second."""
+
+    def __init__(
+        self, replica: Replica, registry: Registry, cache: Path, args: ServeArgs, metrics: Metrics, last: LastServed
+    ) -> None:
+        self._replica = replica
+        self._registry = registry
+        self._cache = cache
+        self._args = args
+        self._metrics = metrics
+        self._last = last
+        self._ready: Served | None = None  # prepared, and not yet taken
+        metrics.alias_resolved(True)
+        self._tell_served()
+
+    def look(self, *, resolved: bool, refused: Refusal | None) -> Serving:
+        """What is served; the gauges say whether the alias was resolved and which version is refused."""
+        self._metrics.alias_resolved(resolved)
+        if refused:
+            self._metrics.rollout_failed(refused.version, refused.kind)
+        elif resolved:
+            self._metrics.rollout_fine()
+        second = self._replica.second
+        return Serving(self._replica.served.version, second.version if second else None)
+
+    async def prepare(self, version: ModelVersion) -> Refusal | None:
+        """None once version can be taken; otherwise why it cannot, and nothing has changed."""
+        loaded = self._loaded(version)
+        if loaded is None:
+            self._ready = None
+            if self._replica.second is not None:  # at most two models are ever in memory
+                self._replica.exchange(self._replica.served)
+                self._tell_served()
+            served, error = await outcome(prepare, self._registry, version, self._cache, self._args)
+        else:  # its role may be new, and so what is said of it
+            metadata, error = await outcome(self._registry.metadata, version)
+            served = replace(loaded, version=version, metadata=metadata) if metadata is not None else None
+        if served is None:
+            assert error is not None
+            log.error(
+                "model refused version=%s serving_on=%s reason=%s",
+                version.version, self._replica.served.label, error, exc_info=unknown(error),
+            )  # fmt: skip
+            self._metrics.refused(str(version.version), type(error).__name__)
+            return refusal_of(version, error)
+        self._ready = served
+        return None
+
+    def commit(self, champion: ModelVersion, second: ModelVersion | None) -> None:
+        """Serve champion, and second beside it, from the next request on. What is not ready here stays as it is."""
+        taken = self._loaded(champion)
+        if taken is None:
+            log.warning("not ready version=%s: the next look of the rollout prepares it", champion.version)
+            return
+        before = self._replica.served
+        self._replica.exchange(taken, self._loaded(second) if second else None)
+        self._ready = None
+        self._tell_served()
+        if taken.version.uri != before.version.uri:
+            self._metrics.exchanged()
+            log.info("model exchanged version=%s before=%s", taken.label, before.label)
+        self._last.write(self._args.model, taken.version, taken.metadata)
+
+    def _loaded(self, version: ModelVersion) -> Served | None:
+        """The model of version, if it is in memory; what was made ready goes before what is served."""
+        models = (self._ready, self._replica.served, self._replica.second)
+        return next((one for one in models if one is not None and one.version.uri == version.uri), None)
+
+    def _tell_served(self) -> None:
+        served, second = self._replica.served, self._replica.second
+        self._metrics.serves(served.label, served.digest, (second.label, second.digest) if second else None)
