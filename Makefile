@@ -9,14 +9,20 @@ DATA_PATH ?=
 # What `make serve` serves, and where.
 MODEL ?= models:/vision@champion
 PORT ?= 3000
+# What `make bench-serving` compares with, how long `make bench-soak` runs, and further options of any bench-NAME.
+BENCH_PYTHON ?= .venv-bench/bin/python
+BENTO_SERVICE ?= benchmarks/peers/bento_service.py
+MINUTES ?= 30
+ARGS ?=
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+BENCH_INSTALLED := .venv-bench/.installed
 
-.PHONY: help demo test check serve clean
+.PHONY: help demo test check serve clean bench-serving bench-flips bench-chaos bench-soak bench-mutations
 
 help:  ## show this list
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED)  ## take a model through its whole life on this machine (DATASET=digits DATA_PATH=)
 	@$(BIN)/rayapp demo --dataset '$(DATASET)' $(if $(DATA_PATH),--path '$(DATA_PATH)')
@@ -33,8 +39,23 @@ check: $(INSTALLED)  ## check format, lint, types and the layers
 serve: $(INSTALLED)  ## serve a model over HTTP (MODEL=models:/vision@champion PORT=3000)
 	@$(BIN)/rayapp serve --model '$(MODEL)' --port '$(PORT)'
 
+bench-serving: $(INSTALLED) $(if $(filter .venv-bench/%,$(BENCH_PYTHON)),$(BENCH_INSTALLED))  ## rayapp against BentoML, LitServe and the bare model (BENTO_SERVICE= ARGS=)
+	@$(BIN)/python -m benchmarks.serving --peers-python '$(BENCH_PYTHON)' --bento-service '$(BENTO_SERVICE)' $(ARGS)
+
+bench-flips: $(INSTALLED)  ## move the alias 20 times under load: failed and mixed requests (ARGS=)
+	@$(BIN)/python -m benchmarks.flips $(ARGS)
+
+bench-chaos: $(INSTALLED)  ## kill -9 replicas and proxies under load: failed requests, time to full speed (ARGS=)
+	@$(BIN)/python -m benchmarks.chaos $(ARGS)
+
+bench-soak: $(INSTALLED)  ## mixed requests for MINUTES=30: growth of memory (ARGS=)
+	@$(BIN)/python -m benchmarks.soak --minutes '$(MINUTES)' $(ARGS)
+
+bench-mutations: $(INSTALLED)  ## 5,000 damaged requests: wrong answers, crashes, growth of memory (ARGS=)
+	@$(BIN)/python -m benchmarks.mutations $(ARGS)
+
 clean:  ## remove .venv, caches and the demo's home; your runs in .rayapp stay
-	@rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .rayapp-demo
+	@rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .rayapp-demo
 	@find rayapp jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A pyenv shim named python3.11 may exist without that version behind it, so each candidate has to prove itself.
@@ -49,4 +70,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	echo "Installing into .venv: once, about 3 minutes and 7 GB (README: a smaller build of torch)"; \
 	{ [ -x $(BIN)/python ] || "$$found" -m venv .venv; } \
 	    && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[app,dev]' \
+	    && touch $@
+
+# bentoml and litserve in an environment of their own; torch and the rest come from .venv, through a .pth file.
+$(BENCH_INSTALLED): $(INSTALLED)
+	@echo "Installing bentoml and litserve into .venv-bench: once, about a minute"
+	@$(BIN)/python -m venv .venv-bench \
+	    && .venv-bench/bin/python -m pip install -qq --disable-pip-version-check bentoml==1.4.39 litserve==0.2.19 \
+	    && $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	        > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rayapp.pth" \
 	    && touch $@

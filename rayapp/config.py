@@ -419,16 +419,28 @@ class ServeArgs(Section):
     max_queue: int = Field(1024, ge=1, description="Images that may wait; a request beyond gets 503.")
     timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest time for an answer (seconds); then 504.")
     max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body (bytes); beyond it 413.")
+    max_waiting_bytes: int = Field(
+        2**29, ge=1024, description="Request bodies (bytes) that may be in memory at once; a request beyond gets 503."
+    )
     max_image_pixels: int = Field(100_000_000, ge=1, description="Largest image (pixels); beyond it 413.")
     max_images: int = Field(1000, ge=1, le=1000, description="Most images in one predict_batch; beyond it 413.")
     api_keys: Path | None = Field(
         None,
         description="File of SHA-256 digests of API keys, one a line; requests then need 'Authorization: Bearer KEY'.",
     )
-    access_log: bool = Field(False, description="Log each request as a line of JSON, on stderr of the replica.")
+    access_log: bool = Field(False, description="Log each POST request as a line of JSON, on stderr of the replica.")
     shadow: ShadowConfig = ShadowConfig()
     canary: CanaryConfig = CanaryConfig()
     request_log: RequestLogConfig = RequestLogConfig()
+
+    @model_validator(mode="after")
+    def _a_request_has_room(self) -> Self:
+        if self.max_waiting_bytes < self.max_body_bytes:
+            raise ValueError(
+                f"max_waiting_bytes {self.max_waiting_bytes} is less than max_body_bytes {self.max_body_bytes}, so a"
+                " request of that size would never be served; raise it, or lower the other"
+            )
+        return self
 
     @model_validator(mode="after")
     def _second_model(self) -> Self:

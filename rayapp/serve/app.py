@@ -32,7 +32,7 @@ from rayapp.registry.models import Registry
 from rayapp.registry.names import ModelVersion
 from rayapp.serve import request_log
 from rayapp.serve.contract import build_app
-from rayapp.serve.coordinator import DEPLOYMENT, REPLICAS, Coordinator, RayFleet
+from rayapp.serve.coordinator import DEPLOYMENT, ENVIRONMENT, REPLICAS, Coordinator, RayFleet, champion_of
 from rayapp.serve.follower import Follower, first_served
 from rayapp.serve.keys import ApiKeys
 from rayapp.serve.last_served import LastServed
@@ -57,7 +57,7 @@ class VisionClassifier:
     ) -> None:
         log_to_stderr()
         registry, last = Registry(args.tracking_uri or home.tracking_uri), LastServed(home.bundles)
-        wanted = await rollout.champion.remote()
+        wanted = await champion_of(rollout)
         served = await asyncio.to_thread(first_served, registry, wanted, last, home.bundles, args)
         self._name = serve.get_replica_context().replica_id.unique_id
         self._args = args
@@ -113,7 +113,7 @@ def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.
     rollout: serve.Deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={"num_cpus": 0, "runtime_env": {"env_vars": ENVIRONMENT}},
         max_ongoing_requests=1000,  # replicas that start
         graceful_shutdown_wait_loop_s=0.1,
     )(Coordinator)

@@ -62,6 +62,7 @@ class Batcher:
 
     async def submit(self, predictor: Predictor, images: Sequence[UInt8Array]) -> list[Float32Array]:
         """The probabilities (K,) of images, in order; whatever the model raises is raised here."""
+        assert images, "an empty group would never be answered"
         loop = asyncio.get_running_loop()
         group = _Group(predictor, images, loop.create_future())
         self._waiting.extend((group, image_hwc) for image_hwc in images)
@@ -103,8 +104,8 @@ class Batcher:
 
     async def _answer(self, batch: Sequence[tuple[_Group, UInt8Array]]) -> None:
         started = perf_counter()
-        images_nhwc = np.stack([image_hwc for _, image_hwc in batch])
-        work = asyncio.get_running_loop().run_in_executor(self._thread, batch[0][0].predictor.predict, images_nhwc)
+        images, predictor = [image_hwc for _, image_hwc in batch], batch[0][0].predictor
+        work = asyncio.get_running_loop().run_in_executor(self._thread, _predict, predictor, images)
         await asyncio.wait([work])
         if self._ran:
             self._ran(len(batch), perf_counter() - started)
@@ -122,3 +123,7 @@ class Batcher:
     def close(self) -> None:
         """End the model's thread."""
         self._thread.shutdown(wait=False, cancel_futures=True)
+
+
+def _predict(predictor: Predictor, images: Sequence[UInt8Array]) -> Float32Array:
+    return predictor.predict(np.stack(images))

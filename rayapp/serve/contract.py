@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 from rayapp.config import ServeArgs
 from rayapp.errors import RequestError
 from rayapp.serve import description, forms, shadow
-from rayapp.serve.calls import PNG, Answer, Call
+from rayapp.serve.calls import PNG, Answer, Call, Room
 from rayapp.serve.explanations import Explanations
 from rayapp.serve.forms import ClientGone
 from rayapp.serve.keys import ApiKeys
@@ -70,9 +70,9 @@ def build_app(
     async def own_families() -> Families:
         return {"": metrics.families()}
 
-    endpoints = _Endpoints(replica, args)
+    endpoints, room = _Endpoints(replica, args), Room(args.max_waiting_bytes)
     keys = ApiKeys(args.api_keys) if args.api_keys else None
-    copies = shadow.Shadow(replica, args.shadow, metrics, max_pixels=args.max_image_pixels)
+    copies = shadow.Shadow(replica, args, metrics)
 
     def answered(call: Call, answer: Answer, seconds: float) -> None:
         """What there is to do once the client has its answer."""
@@ -91,7 +91,7 @@ def build_app(
     }
     assert tuple(handlers) == ENDPOINTS
     served = {
-        path: _Endpoint(path, handler, args, metrics, keys if path != OPEN else None, answered)
+        path: _Endpoint(path, handler, args, metrics, room, keys if path != OPEN else None, answered)
         for path, handler in handlers.items()
     }
     pages = _pages(families or own_families, keys, lifespan)
@@ -174,9 +174,9 @@ class _Endpoints:
         )
 
     async def _predict(self, call: Call, field: str, *, most: int | None = None) -> tuple[Predicted, list[bytes]]:
-        self._replica.check_room(1)  # before a body is read that cannot be answered
-        body = await call.body(self._args.max_body_bytes)
-        files = forms.files(call.headers, body, field, self._args)[:most]
+        self._replica.check_room()  # before a body is read that cannot be answered
+        # the body itself is not kept: its files are copies
+        files = forms.files(call.headers, await call.body(self._args.max_body_bytes), field, self._args)[:most]
         served = self._replica.choose(self._client_key(call, files[0]))
         return await self._replica.predict(served, files), files
 
@@ -230,6 +230,7 @@ class _Endpoint:
         handler: Handler,
         args: ServeArgs,
         metrics: Metrics,
+        room: Room,
         keys: ApiKeys | None,
         answered: Callable[[Call, Answer, float], None],
     ) -> None:
@@ -237,14 +238,21 @@ class _Endpoint:
         self._handler = handler
         self._timeout_s = args.timeout_s
         self._metrics = metrics
+        self._room = room
         self._keys = keys
         self._answered = answered
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = self._metrics.began(self._path)
         client = scope.get("client")
-        call = Call(self._path, dict(scope["headers"]), receive, client[0] if client else "")
-        answer = await self._answer(call)
+        call = Call(self._path, dict(scope["headers"]), receive, client[0] if client else "", self._room)
+        try:
+            answer = await self._answer(call)
+        except asyncio.CancelledError:  # Serve's own proxy does that when a client goes
+            self._metrics.answered(self._path, 499, began)
+            raise
+        finally:
+            self._room.give_back(call.counted)
         headers = [
             (b"content-type", answer.media_type),
             (b"content-length", b"%d" % len(answer.body)),

@@ -13,7 +13,7 @@ from typing import Any
 from prometheus_client.core import Metric
 from ray import serve
 from ray.exceptions import RayActorError
-from ray.serve.exceptions import DeploymentUnavailableError
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from rayapp.config import Home, ServeArgs
@@ -23,6 +23,8 @@ from rayapp.serve.process import log_to_stderr
 from rayapp.serve.rollout import Refusal, Rollout, Serving
 
 DEPLOYMENT, REPLICAS = "Rollout", "VisionClassifier"  # names of the deployments
+# MLflow's client tries a server that has died for two minutes, and reads only from here that it should not.
+ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "5"}
 ASK_TIMEOUT_S, PREPARE_TIMEOUT_S = 10.0, 600.0  # a bundle may come from far away
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,17 @@ class RayFleet:
             if isinstance(error, Exception) and not isinstance(error, RayActorError):
                 raise error
         return [answer for answer in answers if not isinstance(answer, RayActorError)]
+
+
+async def champion_of(rollout: DeploymentHandle[Any]) -> ModelVersion | None:
+    """What the other replicas serve, as far as their coordinator knows it; None where it is not there itself."""
+    try:
+        async with asyncio.timeout(ASK_TIMEOUT_S):
+            version: ModelVersion | None = await rollout.champion.remote()
+            return version
+    except (RayActorError, RayServeException, TimeoutError) as error:
+        log.warning("the rollout does not say what is served: %s", error)
+        return None
 
 
 class Coordinator:

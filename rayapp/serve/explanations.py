@@ -17,6 +17,7 @@ from rayapp.vision.explain import Explainer, overlay
 from rayapp.vision.preprocess import open_image
 
 MAX_WAITING = 8
+MAX_CLASS_CHARS = 100  # of a class that is not there: looking for its like takes time
 log = logging.getLogger(__name__)
 
 
@@ -27,7 +28,7 @@ class Explanations:
         self._max_pixels = args.max_image_pixels
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="explain")
         self._num_waiting = 0
-        self._loaded: tuple[Served, Explainer] | None = None
+        self._loaded: tuple[str, Explainer] | None = None  # by digest
 
     async def explain(self, served: Served, file: bytes, class_name: str | None) -> bytes:
         """A PNG of the image in file under the heat map of class_name, by default the class that is predicted.
@@ -37,6 +38,7 @@ class Explanations:
         """
         names = served.class_names
         if class_name is not None and class_name not in names:
+            class_name = class_name[:MAX_CLASS_CHARS]
             raise RequestError(f"class '{class_name}' is not one of the model's.{did_you_mean(class_name, names)}")
         if self._num_waiting >= MAX_WAITING:
             raise RequestError(f"{self._num_waiting} explanations wait already; try again", 503)
@@ -48,11 +50,11 @@ class Explanations:
             self._num_waiting -= 1
 
     def _explain(self, served: Served, file: bytes, index: int | None) -> bytes:
-        if self._loaded is None or self._loaded[0] is not served:
+        if self._loaded is None or self._loaded[0] != served.digest:
             self._loaded = None  # first: never the weights of two models
             bundle, device = served.predictor.bundle, served.predictor.device
             try:
-                self._loaded = served, Explainer.load(bundle, device=device)
+                self._loaded = served.digest, Explainer.load(bundle, device=device)
             except (BundleError, OSError) as error:
                 log.error("cannot explain version=%s reason=%s", served.label, error)
                 raise RequestError("this model cannot be explained: its weights do not load", 501) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from rayapp.config import ServeArgs
-from rayapp.errors import BundleError, RegistryUnavailable
+from rayapp.errors import BundleError, RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.names import ModelVersion
 from rayapp.serve.last_served import LastServed
@@ -36,12 +37,12 @@ def first_served(
 ) -> Served:
     """The model that a new replica begins with: wanted (what the others serve), else what args.model means now.
 
-    Where the registry does not answer, or the version is no sound bundle, it is what this machine served last.
+    Where that cannot be had, be it MLflow, the bundle or the disk, it is what this machine served last.
     Raises RegistryError, BundleError or ConfigError where there is nothing to go back to.
     """
     try:
         return prepare(registry, wanted or registry.resolve(args.model), cache, args)
-    except (RegistryUnavailable, BundleError) as error:
+    except (RegistryError, BundleError, OSError) as error:
         found = last.read(args.model)
         if found is None:
             raise
@@ -81,8 +82,10 @@ class Follower:
         self._metrics = metrics
         self._last = last
         self._ready: Served | None = None  # prepared, and not yet taken
+        self._loading = asyncio.Lock()  # a coordinator that starts anew asks again while the first load runs
         metrics.alias_resolved(True)
         self._tell_served()
+        last.write(args.model, replica.served.version, replica.served.metadata)
 
     def look(self, *, resolved: bool, refused: Refusal | None) -> Serving:
         """What is served; the gauges say whether the alias was resolved and which version is refused."""
@@ -96,16 +99,13 @@ class Follower:
 
     async def prepare(self, version: ModelVersion) -> Refusal | None:
         """None once version can be taken; otherwise why it cannot, and nothing has changed."""
-        loaded = self._loaded(version)
-        if loaded is None:
-            self._ready = None
-            if self._replica.second is not None:  # at most two models are ever in memory
-                self._replica.exchange(self._replica.served)
-                self._tell_served()
-            served, error = await outcome(prepare, self._registry, version, self._cache, self._args)
-        else:  # its role may be new, and so what is said of it
-            metadata, error = await outcome(self._registry.metadata, version)
-            served = replace(loaded, version=version, metadata=metadata) if metadata is not None else None
+        async with self._loading:
+            loaded = self._loaded(version)
+            if loaded is None:
+                served, error = await self._load(version)
+            else:  # its role may be new, and so what is said of it
+                metadata, error = await outcome(self._registry.metadata, version)
+                served = replace(loaded, version=version, metadata=metadata) if metadata is not None else None
         if served is None:
             assert error is not None
             log.error(
@@ -117,6 +117,17 @@ class Follower:
         self._ready = served
         return None
 
+    async def _load(self, version: ModelVersion) -> tuple[Served | None, BaseException | None]:
+        """The model of version beside the champion, or why there is none; at most two models are ever in memory."""
+        _, error = await outcome(self._registry.download, version, self._cache)
+        if error is not None:
+            return None, error
+        self._ready = None
+        if self._replica.second is not None:
+            self._replica.exchange(self._replica.served)
+            self._tell_served()
+        return await outcome(prepare, self._registry, version, self._cache, self._args)
+
     def commit(self, champion: ModelVersion, second: ModelVersion | None) -> None:
         """Serve champion, and second beside it, from the next request on. What is not ready here stays as it is."""
         taken = self._loaded(champion)
@@ -127,6 +138,7 @@ class Follower:
         self._replica.exchange(taken, self._loaded(second) if second else None)
         self._ready = None
         self._tell_served()
+        self._metrics.rollout_fine()
         if taken.version.uri != before.version.uri:
             self._metrics.exchanged()
             log.info("model exchanged version=%s before=%s", taken.label, before.label)

@@ -7,7 +7,7 @@ streaming parser in Python takes. Whatever is wrong with a body is a RequestErro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from urllib.parse import parse_qsl
 
 import orjson
@@ -19,7 +19,8 @@ from rayapp.errors import RequestError
 Headers = dict[bytes, bytes]
 
 MAX_OTHER_PARTS = 1000  # parts of other names, which are ignored
-MAX_PART_HEADER_BYTES = 16 * 2**10
+MAX_PART_HEADER_BYTES = 4 * 2**10
+MAX_URLENCODED_BYTES = 64 * 2**10  # no image comes so, and reading it is slow
 MAX_JSON_BYTES = 2**20  # JSON never holds an image, so a long one is not even parsed
 PICKLE = b"application/vnd.bentoml+pickle"
 
@@ -41,13 +42,16 @@ class ValidationError(RequestError):
         self.detail = {"type": kind, "loc": list(loc), "msg": message}
 
 
-async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes:
-    """The whole body. Raises RequestError (413) beyond max_bytes, whatever its Content-Length says, or ClientGone."""
+async def read_body(headers: Headers, receive: Receive, max_bytes: int, take: Callable[[int], None]) -> bytes:
+    """The whole body; take is told of each piece's bytes before it is kept, and may raise.
+
+    Raises RequestError (413) beyond max_bytes, whatever its Content-Length says, or ClientGone.
+    """
     too_large = RequestError(f"the request has more than the limit of {max_bytes} bytes; send less at once", 413)
     if media_type(headers) == PICKLE:
         raise RequestError(f"{PICKLE.decode()} is not allowed in main server", 415)
     declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and int(declared) > max_bytes:
+    if declared.isdigit() and (len(declared) > 18 or int(declared) > max_bytes):
         raise too_large
     chunks, num_bytes, more = [], 0, True
     while more:
@@ -58,6 +62,7 @@ async def read_body(headers: Headers, receive: Receive, max_bytes: int) -> bytes
         num_bytes += len(chunk)
         if num_bytes > max_bytes:
             raise too_large
+        take(len(chunk))
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -104,6 +109,8 @@ def _fields(headers: Headers, body: bytes, field: str) -> Iterable[tuple[bytes, 
             raise RequestError("the form has no boundary; let the HTTP client write the Content-Type")
         return parts(body, found[1] or found[2])
     if kind == b"application/x-www-form-urlencoded":
+        if len(body) > MAX_URLENCODED_BYTES:
+            raise RequestError(_as_a_file(field))
         try:
             fields = parse_qsl(body.decode("latin-1"), True, encoding="latin-1", max_num_fields=2 * MAX_OTHER_PARTS)
         except ValueError as error:
@@ -140,9 +147,9 @@ def parts(body: bytes, boundary: bytes) -> Iterator[tuple[bytes, bytes]]:
 def _name(header: bytes) -> bytes:
     """The name that a part's header gives; raises RequestError where it gives none."""
     disposition = _DISPOSITION.search(header)
-    for parameter, quoted, plain in _PARAMETER.findall(disposition[1] if disposition else b""):
-        if parameter.lower() == b"name":
-            return re.sub(rb"\\(.)", rb"\1", quoted) or plain
+    for parameter in _PARAMETER.finditer(disposition[1] if disposition else b""):
+        if parameter[1].lower() == b"name":
+            return re.sub(rb"\\(.)", rb"\1", parameter[2] or b"") or parameter[3] or b""
     raise RequestError("a part of the form has no name; name each with Content-Disposition: form-data; name=...")
 
 

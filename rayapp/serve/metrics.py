@@ -11,7 +11,15 @@ import os
 from collections.abc import Callable, Iterable, Mapping
 from time import perf_counter, time
 
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Summary,
+    generate_latest,
+)
 from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
 
@@ -107,12 +115,11 @@ class Metrics:
     # --- the model ---
 
     def serves(self, version: str, digest: str, second: tuple[str, str] | None = None) -> None:
-        """A version answers from now on, and perhaps a second one beside it; nothing is wrong."""
+        """A version answers from now on, and perhaps a second one beside it."""
         self._served.clear()
         self._served.labels(version, digest, "champion").set(1)
         if second:
             self._served.labels(*second, "challenger").set(1)
-        self._failed.clear()
 
     def exchanged(self) -> None:
         """The champion was exchanged."""
@@ -197,13 +204,11 @@ class ShadowMetrics:
         )
         self.dropped = Counter("rayapp_shadow_dropped_images", "Copies left out under load", registry=registry)
         self.failed = Counter("rayapp_shadow_failed_images", "Copies the challenger failed on", registry=registry)
-        self.shift = Histogram(
-            "rayapp_shadow_confidence_shift",
-            "Challenger's confidence less the champion's (-1 to 1)",
-            pair,
-            buckets=(-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+        # a histogram with buckets below 0 has no sum
+        self.shift = Summary(
+            "rayapp_shadow_confidence_shift", "Challenger's confidence less the champion's (-1 to 1)", pair,
             registry=registry,
-        )
+        )  # fmt: skip
         self.seconds = Histogram(
             "rayapp_shadow_seconds", "Time of the challenger for a copied request (s)", pair,
             buckets=_FAST_BUCKETS_S, registry=registry,

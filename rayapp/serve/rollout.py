@@ -104,6 +104,7 @@ class Rollout:
         wanted, error = await self._resolve(self._args.model)
         self._tell_reached(error)
         refused = self._champion.refusal if wanted and self._champion.uri == wanted.uri else None
+        refused = refused or self._second.refusal
         serving = await self._fleet.look(resolved=wanted is not None, refused=refused)
         if serving and self.champion is None:
             self.champion = serving[0].champion
@@ -111,6 +112,7 @@ class Rollout:
             return
         if any(one.champion.uri != wanted.uri for one in serving):
             if not await self._take(self._champion, wanted, None, before=serving[0].champion):
+                await self._look_at_second(serving[0].champion, serving)
                 return
             serving = [Serving(wanted, None)]
         self._champion, self.champion = _Attempt(), wanted
@@ -127,6 +129,8 @@ class Rollout:
         if second is not None and second.uri == champion.uri:
             second = None  # it was promoted: there is nothing to compare
         wanted = second.uri if second else None
+        if self._second.uri != wanted:
+            self._second = _Attempt()
         if any((one.second.uri if one.second else None) != wanted for one in serving):
             if second is None:
                 await self._fleet.commit(champion, None)

@@ -16,7 +16,7 @@ from typing import Any
 
 from prometheus_client.core import Metric, Sample
 
-from rayapp.config import ShadowConfig
+from rayapp.config import ServeArgs
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Predicted, Replica, Served
 from rayapp.vision.predictor import Float32Array
@@ -32,20 +32,23 @@ log = logging.getLogger(__name__)
 class Shadow:
     """Sends copies of a replica's requests to its second model."""
 
-    def __init__(self, replica: Replica, config: ShadowConfig, metrics: Metrics, *, max_pixels: int) -> None:
+    def __init__(self, replica: Replica, args: ServeArgs, metrics: Metrics) -> None:
         self._replica = replica
-        self._fraction = config.fraction
+        self._fraction = args.shadow.fraction
+        self._most = args.max_batch  # images of a request: more would keep the model from the champion's next
         self._metrics = metrics.shadow
-        self._max_pixels = max_pixels
+        self._max_pixels = args.max_image_pixels
         self._waiting: deque[tuple[float, Predicted, Sequence[bytes]]] = deque()
         self._num_bytes = 0
         self._runner: asyncio.Task[None] | None = None
+        self._failing: str | None = None  # the version
 
     def offer(self, predicted: Predicted, files: Sequence[bytes]) -> None:
         """Take a copy of an answered request, if it is drawn and there is room. Never waits."""
         if self._replica.second is None or random.random() >= self._fraction:  # noqa: S311 - no secret
             return
-        num_bytes = sum(map(len, files))
+        predicted, files = predicted.first(self._most), files[: self._most]
+        num_bytes = _size(predicted, files)
         if len(self._waiting) >= MAX_WAITING or self._num_bytes + num_bytes > MAX_BYTES:
             self._metrics.dropped.inc(len(files))
             return
@@ -60,7 +63,7 @@ class Shadow:
                 await asyncio.sleep(PAUSE_S)
                 if self._replica.batcher.idle or monotonic() - self._waiting[0][0] > MAX_AGE_S:
                     came, predicted, files = self._waiting.popleft()
-                    self._num_bytes -= sum(map(len, files))
+                    self._num_bytes -= _size(predicted, files)
                     if self._replica.second is None or monotonic() - came > MAX_AGE_S:
                         self._metrics.dropped.inc(len(files))
                     else:
@@ -69,20 +72,26 @@ class Shadow:
             self._runner = None
 
     async def _compare(self, predicted: Predicted, files: Sequence[bytes], challenger: Served) -> None:
-        if challenger is predicted.served:  # the canary answered it already
+        if challenger.predictor is predicted.served.predictor:  # the canary answered it already
             return
         started = perf_counter()
         copy = asyncio.ensure_future(self._ask(predicted, files, challenger))
         await asyncio.wait([copy])
         if (error := copy.exception()) is not None:
             self._metrics.failed.inc(len(files))
-            log.error("shadow failed version=%s reason=%s", challenger.label, error)
+            if self._failing != challenger.label:  # once, not for every copy
+                # a text, for whoever keeps the error keeps the model that is in its traceback
+                log.error("shadow fails version=%s reason=%s", challenger.label, repr(error))
+            self._failing = challenger.label
             return
+        self._failing = None
         pair = predicted.served.label, challenger.label
         self._metrics.seconds.labels(*pair).observe(perf_counter() - started)
+        for agrees in ("true", "false"):  # both are there from the first copy on
+            self._metrics.images.labels(*pair, agrees)
         for ours, theirs in zip(predicted.rows, copy.result(), strict=True):
-            agrees = _winner(predicted.served, ours) == _winner(challenger, theirs)
-            self._metrics.images.labels(*pair, str(agrees).lower()).inc()
+            same = _winner(predicted.served, ours) == _winner(challenger, theirs)
+            self._metrics.images.labels(*pair, str(same).lower()).inc()
             self._metrics.shift.labels(*pair).observe(float(theirs.max() - ours.max()))
 
     async def _ask(self, predicted: Predicted, files: Sequence[bytes], challenger: Served) -> list[Float32Array]:
@@ -95,6 +104,10 @@ class Shadow:
         """Returns when no copy waits any more."""
         if self._runner is not None:
             await asyncio.wait([self._runner])
+
+
+def _size(predicted: Predicted, files: Sequence[bytes]) -> int:
+    return sum(map(len, files)) + sum(image.nbytes for image in predicted.images)
 
 
 def _winner(served: Served, row_k: Float32Array) -> str:
@@ -119,7 +132,7 @@ def report(replicas: Mapping[str, Iterable[Metric]]) -> dict[str, Any]:
 def _compared(pair: tuple[str, str], samples: Sequence[Sample]) -> dict[str, Any]:
     own = [s for s in samples if s.name.startswith("rayapp_shadow_") and _pair(s) == pair]
     images = _sum(own, "rayapp_shadow_images_total")
-    agreeing = sum(s.value for s in own if s.labels.get("agrees") == "true")
+    agreeing = _sum((s for s in own if s.labels.get("agrees") == "true"), "rayapp_shadow_images_total")
     shift = _sum(own, "rayapp_shadow_confidence_shift_sum") / images
     seconds = _sum(own, "rayapp_shadow_seconds_sum") / _sum(own, "rayapp_shadow_seconds_count")
     return {

@@ -25,8 +25,9 @@ MAX_PIXELS = 100_000_000  # 12000x8000 (96 MP) is served, a decompression bomb i
 # Pillow warns from here on and refuses twice as much; its own figure is a little lower (89 MP).
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-# What Pillow may open. PDF, PS and the like run other programs or hold no picture, so the list is closed.
-FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "ICO", "MPO")
+# What Pillow may open. The list is closed: PDF, PS and the like run other programs or hold no picture, ICO is decoded
+# before its size can be looked at.
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "MPO")
 
 
 # What Pillow's plugins raise on damaged files

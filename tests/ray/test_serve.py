@@ -150,7 +150,7 @@ def test_corrupt_bundle_is_refused_while_the_old_one_serves(server: Server):
         graph.write(b"x")
 
     server.site.promote(broken)
-    failed = f'rayapp_rollout_failed{{model_version="{broken.version}",reason="BundleError"}} 1.0'
+    failed = f'rayapp_rollout_failed{{model_version="{broken.version}",reason="BundleError",'
     server.until(lambda: failed in httpx.get(f"{server.url}/metrics").text)
 
     assert server.version() == before

@@ -34,7 +34,7 @@ OPTIONS = {
         app.device app.max_batch app.max_body_bytes app.max_image_pixels app.max_images app.max_queue
         app.max_wait_ms app.model app.num_replicas app.num_threads app.poll_s
         app.request_log.flush_s app.request_log.folder app.request_log.fraction app.request_log.images
-        app.shadow.alias app.shadow.fraction app.timeout_s app.tracking_uri
+        app.max_waiting_bytes app.shadow.alias app.shadow.fraction app.timeout_s app.tracking_uri
         haproxy host model port
     """,
     "demo": "dataset keep num_workers path port",

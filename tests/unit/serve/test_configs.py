@@ -14,6 +14,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from rayapp.config import ServeArgs
 from rayapp.serve.app import build
+from rayapp.serve.coordinator import ENVIRONMENT
 from rayapp.serve.proxy import controller_env, replica_env
 
 FOLDER = Path(__file__).resolve().parents[3] / "serve_configs"
@@ -123,6 +124,7 @@ def test_there_is_one_rollout_and_it_reserves_no_cpu():
     for path in FILES:
         rollout = deployments(content(path))["Rollout"]
         assert (rollout["num_replicas"], rollout["ray_actor_options"]["num_cpus"]) == (1, 0)
+        assert rollout["ray_actor_options"]["runtime_env"]["env_vars"] == ENVIRONMENT
 
 
 def test_production_survives_a_node_and_scales():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rayapp.errors import BundleError, RegistryUnavailable
+from rayapp.errors import BundleError, RegistryError, RegistryUnavailable
 from rayapp.registry.names import ModelVersion
 from rayapp.serve.follower import Follower, first_served, prepare
 from rayapp.serve.last_served import LastServed
@@ -301,10 +302,7 @@ def test_second_model_is_held_beside_the_champion_where_it_is_wanted(tmp_path: P
 
     assert scene.seen() == "1"
     assert second(scene) == ["2", "2"]
-    assert (
-        'model_version="2",role="challenger"' in scene.numbers.replace("model_digest", "x")
-        or "challenger" in scene.numbers
-    )
+    assert 'model_version="2",role="challenger"} 1.0' in scene.numbers
     scene.shelf.challenger = 3
     scene.seen()
     assert second(scene) == ["3", "3"]
@@ -323,23 +321,76 @@ def test_promoted_challenger_is_not_loaded_again_and_compares_with_nothing(tmp_p
     assert scene.replica.served.metadata["alias"] == "champion"
 
 
-def test_at_most_two_models_are_in_memory(tmp_path: Path):
+def test_at_most_two_models_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scene = with_second(tmp_path)
     scene.seen()
-    node, most = scene.nodes[0], 0
-    download = scene.shelf.download
+    node, in_memory = scene.nodes[0], []
 
-    def watched(version: ModelVersion, cache: Path) -> Any:
-        nonlocal most
-        most = max(most, len(node.loaded) + 1)  # this one is on its way
-        return download(version, cache)
+    def watched(*args: Any) -> Any:
+        in_memory.append(len(node.loaded) + 1)  # this one is on its way
+        return prepare(*args)
 
-    scene.shelf.download = watched  # type: ignore[method-assign]
+    monkeypatch.setattr("rayapp.serve.follower.prepare", watched)
     scene.shelf.champion = 3
 
     assert scene.seen() == "3"
     assert second(scene) == ["2"]
-    assert most == 2
+    assert in_memory == [2, 2]
+
+
+def test_two_questions_at_once_load_a_version_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A coordinator that starts anew asks again while the first load still runs."""
+    scene = with_second(tmp_path)
+    loads = []
+    monkeypatch.setattr("rayapp.serve.follower.prepare", lambda *args: (loads.append(args[1].uri), prepare(*args))[1])
+
+    async def run() -> list[Any]:
+        follower, version = scene.nodes[0].follower, scene.shelf.resolve("models:/vision/3")
+        return await asyncio.gather(follower.prepare(version), follower.prepare(version))
+
+    assert asyncio.run(run()) == [None, None]
+    assert loads == ["models:/vision/3"]
+
+
+def test_refused_champion_leaves_the_second_model_where_it_is(tmp_path: Path):
+    scene = with_second(tmp_path)
+    scene.seen()
+    with (tmp_path / "3" / GRAPH).open("ab") as graph:
+        graph.write(b"x")
+    scene.shelf.champion = 3
+
+    assert scene.seen(times=3) == "1"
+    assert second(scene) == ["2"]
+
+
+def test_refused_second_model_is_said_until_it_is_mended(tmp_path: Path):
+    scene = with_second(tmp_path, poll_s=60)
+    scene.shelf.challenger = 9  # there is no bundle of it
+
+    scene.seen(times=3)
+    assert 'rollout_failed{model_version="9",reason="BundleError"} 1.0' in scene.numbers
+    scene.shelf.challenger = 2
+    scene.seen(times=2)
+
+    assert "rollout_failed{" not in scene.numbers
+
+
+def test_registry_that_does_not_come_back_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """MLflow's own client tries a server that died in the middle of a call for two minutes."""
+    scene, let_go = Scene(tmp_path), threading.Event()
+    monkeypatch.setattr("rayapp.serve.rollout.RESOLVE_TIMEOUT_S", 0.05)
+    resolve = scene.shelf.resolve
+    scene.shelf.resolve = lambda uri: (let_go.wait(20), resolve(uri))[1]  # type: ignore[method-assign]
+
+    async def run() -> None:
+        await scene.rollout.look()
+        assert "rayapp_alias_resolved 0.0" in scene.numbers
+        let_go.set()
+        await scene.rollout.look()
+
+    asyncio.run(run())
+
+    assert "rayapp_alias_resolved 1.0" in scene.numbers
 
 
 def test_trouble_with_the_second_model_does_not_touch_the_champion(tmp_path: Path):
@@ -368,16 +419,8 @@ def start(scene: Scene, wanted: ModelVersion | None = None) -> str:
     return first_served(registry, wanted, LastServed(scene.folder), scene.folder, scene.args).label
 
 
-def noted(folder: Path) -> Scene:
-    """A scene in which version 1 was served, and noted."""
-    scene = Scene(folder)
-    node = scene.nodes[0]
-    node.follower.commit(node.replica.served.version, None)
-    return scene
-
-
 def test_start_while_mlflow_is_away_serves_what_was_served_last(tmp_path: Path):
-    scene = noted(tmp_path)
+    scene = Scene(tmp_path)
     scene.shelf.down = True
 
     assert start(scene) == "1"
@@ -385,7 +428,7 @@ def test_start_while_mlflow_is_away_serves_what_was_served_last(tmp_path: Path):
 
 
 def test_start_while_the_alias_names_a_corrupt_bundle_serves_what_was_served_last(tmp_path: Path):
-    scene = noted(tmp_path)
+    scene = Scene(tmp_path)
     with (scene.shelf.add(2) / GRAPH).open("ab") as graph:
         graph.write(b"x")
     scene.shelf.champion = 2
@@ -404,6 +447,7 @@ def test_new_replica_begins_with_what_the_others_serve(tmp_path: Path):
 
 def test_start_without_a_model_is_an_error(tmp_path: Path):
     scene = Scene(tmp_path)
+    (tmp_path / "last_served.json").unlink()
     registry: Any = scene.shelf
     scene.shelf.champion = 9
 
@@ -416,8 +460,26 @@ def test_start_without_a_model_is_an_error(tmp_path: Path):
         start(scene)
 
 
+def test_start_with_the_alias_gone_or_the_disk_full_serves_what_was_served_last(tmp_path: Path):
+    scene = Scene(tmp_path)
+    resolve, download = scene.shelf.resolve, scene.shelf.download
+
+    scene.shelf.resolve = lambda uri: (_ for _ in ()).throw(RegistryError("alias not found"))  # type: ignore[method-assign]
+    assert start(scene) == "1"
+    scene.shelf.resolve = resolve  # type: ignore[method-assign]
+    scene.shelf.champion = 2
+
+    def full(version: ModelVersion, cache: Path) -> Any:
+        if version.version == 2:
+            raise OSError(28, "No space left on device")
+        return download(version, cache)
+
+    scene.shelf.download = full  # type: ignore[method-assign]
+    assert start(scene) == "1"
+
+
 def test_damaged_note_is_no_note(tmp_path: Path):
-    scene = noted(tmp_path)
+    scene = Scene(tmp_path)
     (tmp_path / "last_served.json").write_text('{"models:/vision@champion": {"version": 3}}')
 
     assert LastServed(tmp_path).read("models:/vision@champion") is None

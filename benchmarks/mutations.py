@@ -1,0 +1,183 @@
+"""`make bench-mutations`: thousands of damaged requests to a server; each has to be answered as the contract says.
+
+    python benchmarks/mutations.py                                    # a server of its own, with a tiny model
+    python benchmarks/mutations.py --url http://127.0.0.1:3000 --count 5000 --seed 0 --pid 1234
+    python benchmarks/mutations.py --seed 0 --only 1234               # one of them again, with its bytes
+
+After each comes a good request, whose answer must not change. All are sent --rounds times: the memory of a server that
+keeps nothing is the same after the first round and after the last (the first fills what malloc keeps, for images of up
+to 100 megapixels are among them). The last line of stdout is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a script too
+
+from benchmarks import conditions
+from tests.contract.mutations import good, numbered
+from tests.contract.tiny import client_of, tiny_served
+from tests.contract.wire import Answer, complaint, same, send
+
+Address = tuple[str, int]
+SHOWN_BYTES = 3_000  # of a request that failed
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """0 where every answer was right, 1 where one was not."""
+    options = _options().parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    conditions.show(console, {"machine": conditions.machine(), "versions": conditions.versions()})
+    with _server(options) as (address, pids):
+        if options.only is not None:
+            return _again(address, options.seed, options.only)
+        result = _rounds(address, pids, options, console)
+    print(json.dumps(result))
+    return 0 if result["valid"] else 1
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--url", help="server [default: one of its own, with a tiny model]")
+    parser.add_argument("--pid", type=int, action="append", default=[], help="process to weigh; may be repeated")
+    parser.add_argument("--count", type=int, default=5000, help="requests a round [default: 5000]")
+    parser.add_argument("--rounds", type=int, default=3, help="how often all are sent [default: 3]")
+    parser.add_argument("--seed", type=int, default=0, help="which requests [default: 0]")
+    parser.add_argument("--only", type=int, help="send one request of the seed and show it")
+    return parser
+
+
+# --- the requests -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Round:
+    """What came of all requests, once."""
+
+    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # (layer, status)
+    faults: list[str] = field(default_factory=list)
+    slowest: tuple[float, str] = (0.0, "")
+    seconds: float = 0.0
+    rss_mib: float = 0.0
+
+
+def _rounds(address: Address, pids: Sequence[int], options: argparse.Namespace, console: Console) -> dict[str, Any]:
+    usual = send(address, good())
+    if usual is None or usual.status != 200:
+        return {"valid": False, "faults": [f"a good request is answered {usual}"]}
+    before_mib = _rss_mib(pids)
+    if pids:
+        console.print(f"before: the server takes {before_mib:.0f} MiB")
+    rounds = []
+    for number in range(1, options.rounds + 1):
+        one = _round(address, usual, options)
+        one.rss_mib = _rss_mib(pids)
+        weight = f", the server takes {one.rss_mib:.0f} MiB" if pids else ""
+        console.print(
+            f"round {number}: {options.count} requests in {one.seconds:.0f} s, {len(one.faults)} faults{weight}"
+        )
+        rounds.append(one)
+    _show(console, rounds[0])
+    growth = rounds[-1].rss_mib / rounds[0].rss_mib - 1 if pids else None
+    if growth is not None:
+        console.print(f"memory from the first round to the last: {growth:+.1%}")
+    faults = list(dict.fromkeys(fault for one in rounds for fault in one.faults))
+    for fault in faults:
+        console.print(fault, highlight=False, markup=False)
+    return {
+        "valid": not faults, "requests": options.count * options.rounds, "seed": options.seed, "faults": faults,
+        "rss_mib": [round(mib, 1) for mib in (before_mib, *(one.rss_mib for one in rounds))], "growth": growth,
+    }  # fmt: skip
+
+
+def _round(address: Address, usual: Answer, options: argparse.Namespace) -> Round:
+    done = Round()
+    started = time.perf_counter()
+    for index in range(options.count):
+        case = numbered(options.seed, index)
+        began = time.perf_counter()
+        answer = send(address, case)
+        done.slowest = max(done.slowest, (time.perf_counter() - began, f"{index} {case.name}"))
+        done.statuses[case.layer, str(answer.status) if answer else "none"] += 1
+        if fault := complaint(case, answer) or _change(usual, send(address, good())):
+            done.faults.append(f"--seed {options.seed} --only {index} ({case.name}): {fault}")
+    done.seconds = time.perf_counter() - started
+    return done
+
+
+def _rss_mib(pids: Sequence[int]) -> float:
+    """What the processes hold in memory together (MiB); 0 where none is known."""
+    return sum(psutil.Process(pid).memory_info().rss for pid in pids) / 2**20
+
+
+def _change(usual: Answer, after: Answer | None) -> str | None:
+    if after is None or after.status != 200:
+        return f"the good request after it is answered {after}"
+    return None if same(usual.body, after.body) else f"the good request after it has another answer: {after.body!r}"
+
+
+def _again(address: Address, seed: int, index: int) -> int:
+    case = numbered(seed, index)
+    answer = send(address, case)
+    fault = complaint(case, answer)
+    shown = case.data if len(case.data) <= SHOWN_BYTES else case.data[:SHOWN_BYTES] + b"..."
+    print(f"{case.name}\n{shown!r}\n{answer}\n{fault or 'as it should be'}")
+    return 1 if fault else 0
+
+
+def _show(console: Console, one: Round) -> None:
+    statuses = sorted({status for _, status in one.statuses})
+    table = Table("damaged", *statuses, title="answers, by what was damaged (none: to a part of a request)")
+    for layer in sorted({layer for layer, _ in one.statuses}):
+        table.add_row(layer, *(str(one.statuses[layer, status] or "") for status in statuses))
+    console.print(table)
+    console.print(f"slowest: {one.slowest[0]:.2f} s, {one.slowest[1]}", highlight=False, markup=False)
+
+
+# --- a server of its own ----------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _server(options: argparse.Namespace) -> Iterator[tuple[Address, list[int]]]:
+    """Where the server listens, and its processes as far as they are known."""
+    if options.url:
+        url = urlsplit(options.url)
+        yield (url.hostname or "127.0.0.1", url.port or 80), options.pid
+        return
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=_serve, args=(theirs,), daemon=True)
+    process.start()
+    try:
+        yield ours.recv(), [process.pid or 0]
+    finally:
+        process.terminate()
+        process.join(20)
+
+
+def _serve(parent: Connection) -> None:
+    with tempfile.TemporaryDirectory() as folder, client_of(tiny_served(Path(folder))) as client:
+        parent.send((client.base_url.host, client.base_url.port))
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
