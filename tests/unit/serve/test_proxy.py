@@ -114,7 +114,7 @@ def test_haproxys_own_pages_are_moved_to_loopback(tmp_path: Path):
     environment = private_haproxy(tmp_path)
     config = tmp_path / "haproxy.cfg"
     config.write_text(
-        "frontend prometheus\n    bind :9101\nlisten stats\n  bind *:8404\nfrontend f\n    bind 0.0.0.0:3000\n"
+        "defaults\n    mode http\nfrontend prometheus\n    bind :9101\nlisten stats\n  bind *:8404\nfrontend f\n    bind 0.0.0.0:3000\n"
     )
 
     binary = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
@@ -122,6 +122,7 @@ def test_haproxys_own_pages_are_moved_to_loopback(tmp_path: Path):
     subprocess.run([binary, "-c", "-f", str(config)], capture_output=True, check=False)
 
     assert "HAProxy version" in version
+    assert "defaults\n    option http-buffer-request\n    mode http\n" in config.read_text()
     binds = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8404", "0.0.0.0:3000"]
     assert len({value for name, value in environment.items() if name.endswith("_PORT")}) == 3
