@@ -113,9 +113,8 @@ def test_serve_knows_every_variable_that_it_is_given(tmp_path: Path):
 def test_haproxys_own_pages_are_moved_to_loopback(tmp_path: Path):
     environment = private_haproxy(tmp_path)
     config = tmp_path / "haproxy.cfg"
-    config.write_text(
-        "defaults\n    mode http\nfrontend prometheus\n    bind :9101\nlisten stats\n  bind *:8404\nfrontend f\n    bind 0.0.0.0:3000\n"
-    )
+    parts = ["defaults", "    mode http", "frontend p", "    bind :9101", "listen stats", "  bind *:8404"]
+    config.write_text("\n".join([*parts, "frontend f", "    bind 0.0.0.0:3000", ""]))
 
     binary = environment["RAY_SERVE_HAPROXY_BINARY_PATH"]
     version = subprocess.run([binary, "-v"], capture_output=True, text=True, check=True).stdout
