@@ -25,6 +25,7 @@ from rayapp.serve.metrics import Metrics
 from rayapp.vision.predictor import Float32Array, Predictor
 from rayapp.vision.preprocess import PreprocessSpec, UInt8Array, peek_image
 
+REQUEST_PIXELS = 10  # images of the largest size that a request may hold: more would keep a thread for minutes
 MAX_DECODERS = 4  # threads; each may hold one decoded image of max_image_pixels
 # What is decoded on the event loop: 0.03 ms for 32x32 pixels, where the way to a thread and back costs 0.1 ms, and 2 ms
 # for this many. Files made to be slow (thousands of empty JPEG scans) take 0.15 s at this size, and more at a larger.
@@ -81,9 +82,16 @@ class Served:
     ) -> list[UInt8Array]:
         """The images of files as the model takes them. Raises ImageError that says which of several is bad.
 
-        Before each, wanted is asked whether anybody still waits; once it says no, the rest is left out.
+        All of them may hold REQUEST_PIXELS times max_pixels together. Before each, wanted is asked whether anybody still
+        waits; once it says no, the rest is left out.
         """
-        return _each(lambda data: self.spec.decode(data, max_pixels=max_pixels), files, wanted)
+        images = _each(lambda data: peek_image(data, max_pixels=max_pixels), files, wanted)
+        if (pixels := sum(image.width * image.height for image in images)) > REQUEST_PIXELS * max_pixels:
+            limit = REQUEST_PIXELS * max_pixels
+            raise ImageError(
+                f"the images hold {pixels} pixels together, more than the limit of {limit}; send fewer", 413
+            )
+        return _each(self.spec.from_image, images, wanted)
 
     def decode_small(self, files: Sequence[bytes], max_pixels: int) -> list[UInt8Array] | None:
         """The same where all files together are small; None where they are not, which costs next to nothing."""

@@ -112,13 +112,13 @@ def test_request_that_is_cancelled_is_no_longer_in_progress(tmp_path: Path):
 def test_decoding_stops_when_nobody_waits_any_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     served, decoded = tiny_served(tmp_path), []
     file = encoded(picture(height=400, width=400))  # not small: it is decoded in a thread
-    decode = PreprocessSpec.decode
+    from_image = PreprocessSpec.from_image
 
-    def slow(spec: PreprocessSpec, data: bytes, **options: Any) -> Any:
-        decoded.append(len(data))
+    def slow(spec: PreprocessSpec, image: Any) -> Any:
+        decoded.append(image.size)
         loop.call_soon_threadsafe(began.set)
         go_on.wait(20)
-        return decode(spec, data, **options)
+        return from_image(spec, image)
 
     async def run() -> None:
         nonlocal loop, began
@@ -135,10 +135,21 @@ def test_decoding_stops_when_nobody_waits_any_more(tmp_path: Path, monkeypatch: 
     go_on = threading.Event()
     loop: Any = None
     began: Any = None
-    monkeypatch.setattr(PreprocessSpec, "decode", slow)
+    monkeypatch.setattr(PreprocessSpec, "from_image", slow)
     asyncio.run(run())
 
     assert len(decoded) == 1
+
+
+def test_images_of_a_request_are_bounded_together(tmp_path: Path):
+    """A thousand small files of the largest size would keep a decoder for minutes."""
+    files = [("images", ("a", encoded(picture(height=50, width=50))))] * 41
+    with client_of(tiny_served(tmp_path), max_image_pixels=10_000) as client:
+        fine, refused = (client.post("/predict_batch", files=files[:count]) for count in (40, 41))
+
+    assert fine.status_code == 200
+    assert refused.status_code == 413
+    assert "together" in refused.json()["error"]
 
 
 def test_copies_for_the_challenger_are_bounded_in_number_and_bytes(tmp_path: Path):
