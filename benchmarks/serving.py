@@ -122,15 +122,15 @@ def _contenders(bench: Bench) -> list[Contender]:
     site.promote(site.register(bench.bundle))
     more = options.serve_args.split()
     found = []
-    for n in (1, 2):
+    for n in options.processes:
         command = servers.rayapp(site, scratch, more, num_replicas=n)
         found.append(Contender(RAYAPP, f"rayapp, {_plural(n, 'replica')}", command))
     for name, words in WITHOUT.items():
         found.append(Contender(PARTS, f"rayapp {name}", servers.rayapp(site, scratch, [*more, *words.split()])))
-    for n in (1, 2):
+    for n in options.processes:
         command = servers.bentoml(options.peers_python, options.bento_service.resolve(), scratch, workers=n)
         found.append(Contender(BENTO, f"BentoML, {_plural(n, 'worker')}", command))
-    for n in (1, 2):
+    for n in options.processes:
         command = servers.litserve(options.peers_python, bench.bundle, workers=n)
         found.append(Contender(LIT, f"LitServe, {_plural(n, 'worker')}", command, SINGLES))
     return [contender for contender in found if contender.group in options.only]
@@ -253,6 +253,9 @@ def _options() -> argparse.ArgumentParser:
         "--only", nargs="+", choices=groups, default=groups[:-1],
         help="what to measure [all but parts, which is rayapp without one part of its design after the other]",
     )  # fmt: skip
+    parser.add_argument(
+        "--processes", type=int, nargs="+", default=(1, 2), help="replicas, or workers, of each server [1 2]"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="times each server is started and measured [3]")
     parser.add_argument("--seconds", type=int, default=5, help="length of a run [5]")
     parser.add_argument(

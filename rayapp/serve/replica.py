@@ -82,8 +82,8 @@ class Served:
     ) -> list[UInt8Array]:
         """The images of files as the model takes them. Raises ImageError that says which of several is bad.
 
-        All of them may hold REQUEST_PIXELS times max_pixels together. Before each, wanted is asked whether anybody still
-        waits; once it says no, the rest is left out.
+        All of them may hold REQUEST_PIXELS times max_pixels together. Before each, wanted is asked whether anybody
+        still waits; once it says no, the rest is left out.
         """
         images = _each(lambda data: peek_image(data, max_pixels=max_pixels), files, wanted)
         if (pixels := sum(image.width * image.height for image in images)) > REQUEST_PIXELS * max_pixels:
