@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0 when every kill was measured; how many requests it cost is for the reader to judge."""
     parser = argparse.ArgumentParser(prog="make bench-chaos", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--replicas", type=int, default=2, help="replicas of rayapp serve [2]")
-    parser.add_argument("--watch", type=float, default=30.0, help="seconds that each kill is watched [30]")
+    parser.add_argument("--watch", type=float, default=45.0, help="seconds that each kill is watched [45]")
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="what is killed [all]")
     parser.add_argument("--bundle", type=Path, help="a bundle to serve [one with random weights]")
     parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")

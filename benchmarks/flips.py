@@ -275,7 +275,7 @@ class _Run:
         deadline = time.monotonic() + PATIENCE_S
         while time.monotonic() < deadline:
             last = self.client.answers[-QUIET:]
-            if all(answer.version == version for answer in last if answer.good):
+            if all(answer.version == version for answer in last):
                 return
             await asyncio.sleep(0.05)
 

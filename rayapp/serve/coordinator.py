@@ -20,7 +20,7 @@ from rayapp.config import Home, ServeArgs
 from rayapp.registry.names import ModelVersion, parse, resolve
 from rayapp.registry.tracking import connected
 from rayapp.serve.process import log_to_stderr
-from rayapp.serve.rollout import Refusal, Rollout, Serving
+from rayapp.serve.rollout import Refusal, Rollout, Serving, outcome
 
 DEPLOYMENT, REPLICAS = "Rollout", "VisionClassifier"  # names of the deployments
 # MLflow's client tries a server that has died for two minutes, and reads only from here that it should not.
@@ -84,8 +84,13 @@ class Coordinator:
 
     async def __init__(self, args: ServeArgs, home: Home) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
-        self._rollout = Rollout(RayFleet(), _Resolver(args.tracking_uri or home.tracking_uri), args)
-        self._following = asyncio.create_task(self._rollout.follow())
+        self._resolver = _Resolver(args.tracking_uri or home.tracking_uri)
+        self._rollout = Rollout(RayFleet(), self._resolver, args)
+        self._following = asyncio.create_task(self._follow(args.model))
+
+    async def _follow(self, model: str) -> None:
+        await outcome(self._resolver.resolve, model)  # MLflow is imported for it: that takes longer than a look may
+        await self._rollout.follow()
 
     def __del__(self) -> None:
         """Serve calls it before it ends the process."""
