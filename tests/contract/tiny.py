@@ -44,23 +44,29 @@ def write_tiny_bundle(
     folder.mkdir(parents=True, exist_ok=True)
     _write_graph(folder / GRAPH, seed, num_logits or len(classes))
     (folder / WEIGHTS).write_bytes(b"not used on a CPU")
-    manifest = Manifest(
-        model=ModelConfig(),
-        preprocess=PreprocessSpec(height_px=SIDE_PX, width_px=SIDE_PX),
-        class_names=classes,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.25, 0.25, 0.25),
-        data=DataConfig(),
-        data_digest="sha256:data",
-        split_digest="sha256:split",
-        git_sha="unknown",
-        versions={},
-        metrics={"val_accuracy": 0.5},
-        created=datetime.now(UTC).isoformat(),
-        files={name: file_digest(folder / name) for name in (WEIGHTS, GRAPH)},
-    )
+    files = {name: file_digest(folder / name) for name in (WEIGHTS, GRAPH)}
+    manifest = tiny_manifest(class_names=classes, metrics={"val_accuracy": 0.5}, files=files)
     (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return Bundle.open(folder)
+
+
+def tiny_manifest(**changes: Any) -> Manifest:
+    """What a bundle for SIDE_PX images says of itself."""
+    usual: dict[str, Any] = {
+        "model": ModelConfig(),
+        "preprocess": PreprocessSpec(height_px=SIDE_PX, width_px=SIDE_PX),
+        "class_names": CLASSES,
+        "mean": (0.5, 0.5, 0.5),
+        "std": (0.25, 0.25, 0.25),
+        "data": DataConfig(),
+        "data_digest": "sha256:data",
+        "split_digest": "sha256:split",
+        "git_sha": "unknown",
+        "versions": {},
+        "metrics": {},
+        "created": datetime.now(UTC).isoformat(),
+    }
+    return Manifest(**{**usual, **changes})
 
 
 def _write_graph(path: Path, seed: int, num_logits: int) -> None:

@@ -16,13 +16,12 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Dialog, Page, ViewportSize, expect, sync_playwright
 
-from rayapp.config import DataConfig, ModelConfig
+from rayapp.config import ModelConfig
 from rayapp.serve.replica import Served
-from rayapp.vision.bundle import Manifest, write_bundle
+from rayapp.vision.bundle import write_bundle
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor
-from rayapp.vision.preprocess import PreprocessSpec
-from tests.contract.tiny import CLASSES, SIDE_PX, client_of, encoded, picture, tiny_served, tiny_version
+from tests.contract.tiny import CLASSES, SIDE_PX, client_of, encoded, picture, tiny_manifest, tiny_served, tiny_version
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # without a sandbox, because containers have none; the rest keeps the browser from calling home
@@ -71,19 +70,7 @@ def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Served:
     model = build_model(config, num_classes=len(CLASSES), image_px=SIDE_PX, mean=mean, std=std)
     with torch.no_grad():
         model.train()(torch.randint(0, 256, (16, SIDE_PX, SIDE_PX, 3), dtype=torch.uint8))  # fills the norms
-    manifest = Manifest(
-        model=config,
-        preprocess=PreprocessSpec(height_px=SIDE_PX, width_px=SIDE_PX),
-        class_names=CLASSES,
-        mean=mean,
-        std=std,
-        data=DataConfig(),
-        data_digest="sha256:1",
-        split_digest="sha256:2",
-        git_sha="unknown",
-        versions={},
-        metrics={},
-    )
+    manifest = tiny_manifest(model=config, mean=mean, std=std)
     bundle = write_bundle(tmp_path_factory.mktemp("convolutional"), model, manifest)
     return Served(Predictor.load(bundle, device="cpu"), tiny_version(1), {"name": "vision", "version": "1"})
 

@@ -20,14 +20,13 @@ import torch
 import yaml
 from PIL import Image
 
-from rayapp.config import DataConfig, Home, ModelConfig, ServeArgs
+from rayapp.config import Home, ModelConfig, ServeArgs
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
 from rayapp.serve.metrics import Metrics
-from rayapp.vision.bundle import Bundle, Manifest, write_bundle
+from rayapp.vision.bundle import Bundle, write_bundle
 from rayapp.vision.models import build_model
-from rayapp.vision.preprocess import PreprocessSpec
-from tests.contract.tiny import CLASSES, SIDE_PX, encoded, picture
+from tests.contract.tiny import CLASSES, SIDE_PX, encoded, picture, tiny_manifest
 from tests.e2e.pages import ELSEWHERE, MIGRATION, SERVING, Shell, blocks, commands, rows
 
 SLOW = pytest.mark.timeout(600)
@@ -44,19 +43,7 @@ def network(folder: Path) -> Bundle:
     """An untrained network; the tiny graph of the other tests has no feature maps that could be explained."""
     torch.manual_seed(0)
     config, mean, std = ModelConfig(name="resnet18"), (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
-    manifest = Manifest(
-        model=config,
-        preprocess=PreprocessSpec(height_px=SIDE_PX, width_px=SIDE_PX),
-        class_names=CLASSES,
-        mean=mean,
-        std=std,
-        data=DataConfig(),
-        data_digest="sha256:1",
-        split_digest="sha256:2",
-        git_sha="unknown",
-        versions={},
-        metrics={},
-    )
+    manifest = tiny_manifest(model=config, mean=mean, std=std)
     model = build_model(config, num_classes=len(CLASSES), image_px=SIDE_PX, mean=mean, std=std)
     return write_bundle(folder, model, manifest)
 

@@ -16,12 +16,13 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from rayapp.config import DataConfig, ModelConfig
+from rayapp.config import ModelConfig
 from rayapp.errors import BundleError, ImageError
-from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest
+from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, file_digest
 from rayapp.vision.explain import Explainer, Explanation, overlay
 from rayapp.vision.models import ARCHITECTURES, Classifier, build_model
 from rayapp.vision.preprocess import PreprocessSpec
+from tests.contract.tiny import tiny_manifest
 from tests.unit.vision.conftest import coloured_squares
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
@@ -192,18 +193,12 @@ def bundle(folder: Path, *, px: int = 32) -> Bundle:
 
 def sealed(folder: Path, px: int = 32) -> Bundle:
     (folder / GRAPH).write_bytes(b"")
-    manifest = Manifest(
+    manifest = tiny_manifest(
         model=ModelConfig(name="resnet18"),
         preprocess=PreprocessSpec(height_px=px, width_px=px),
         class_names=tuple("abcdefg"),
         mean=MEAN,
         std=STD,
-        data=DataConfig(),
-        data_digest="sha256:1",
-        split_digest="sha256:2",
-        git_sha="unknown",
-        versions={},
-        metrics={},
         files={name: file_digest(folder / name) for name in (WEIGHTS, GRAPH)},
     )
     (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
