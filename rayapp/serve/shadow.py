@@ -100,11 +100,6 @@ class Shadow:
             images = await asyncio.to_thread(challenger.decode, files, self._max_pixels)
         return await self._replica.batcher.submit(challenger.predictor, images)
 
-    async def drained(self) -> None:
-        """Returns when no copy waits any more."""
-        if self._runner is not None:
-            await asyncio.wait([self._runner])
-
 
 def _size(predicted: Predicted, files: Sequence[bytes]) -> int:
     return sum(map(len, files)) + sum(image.nbytes for image in predicted.images)
