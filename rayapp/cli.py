@@ -11,9 +11,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from rayapp import __version__, config
-from rayapp.config import Home, Settings
+from rayapp import __version__
+from rayapp.config import Home
 from rayapp.errors import ConfigError, RayAppError, did_you_mean
+from rayapp.settings import (
+    DemoSettings,
+    DoctorSettings,
+    EvaluateSettings,
+    ModelsSettings,
+    PredictSettings,
+    PromoteSettings,
+    RollbackSettings,
+    ServeSettings,
+    Settings,
+    TrainSettings,
+    load,
+)
 
 
 @dataclass(frozen=True)
@@ -34,15 +47,15 @@ class Verb:
 
 
 VERBS = {
-    "train": Verb(config.TrainSettings, "rayapp.verbs:train"),
-    "evaluate": Verb(config.EvaluateSettings, "rayapp.verbs:evaluate"),
-    "promote": Verb(config.PromoteSettings, "rayapp.verbs:promote"),
-    "rollback": Verb(config.RollbackSettings, "rayapp.verbs:rollback"),
-    "models": Verb(config.ModelsSettings, "rayapp.verbs:models"),
-    "predict": Verb(config.PredictSettings, "rayapp.verbs:predict"),
-    "serve": Verb(config.ServeSettings, "rayapp.verbs:serve"),
-    "demo": Verb(config.DemoSettings, "rayapp.verbs:demo"),
-    "doctor": Verb(config.DoctorSettings, "rayapp.verbs:doctor"),
+    "train": Verb(TrainSettings, "rayapp.verbs:train"),
+    "evaluate": Verb(EvaluateSettings, "rayapp.verbs:evaluate"),
+    "promote": Verb(PromoteSettings, "rayapp.verbs:promote"),
+    "rollback": Verb(RollbackSettings, "rayapp.verbs:rollback"),
+    "models": Verb(ModelsSettings, "rayapp.verbs:models"),
+    "predict": Verb(PredictSettings, "rayapp.verbs:predict"),
+    "serve": Verb(ServeSettings, "rayapp.verbs:serve"),
+    "demo": Verb(DemoSettings, "rayapp.verbs:demo"),
+    "doctor": Verb(DoctorSettings, "rayapp.verbs:doctor"),
 }
 
 
@@ -67,7 +80,7 @@ def run(verb: str, argv: Sequence[str], *, prog: str) -> int:
     try:
         if verb not in VERBS:
             raise ConfigError(f"unknown verb '{verb}'.{did_you_mean(verb, VERBS)}")
-        settings = config.load(VERBS[verb].settings, argv, prog=prog)
+        settings = load(VERBS[verb].settings, argv, prog=prog)
         result = VERBS[verb].run(settings, Home.from_env())
     except RayAppError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -18,18 +18,7 @@ from rich.table import Table
 
 from rayapp.cluster import ray_cluster
 from rayapp.compute.train import Trained, train
-from rayapp.config import (
-    ComputeConfig,
-    DataConfig,
-    DemoSettings,
-    DoctorSettings,
-    EvaluateSettings,
-    Home,
-    OptimConfig,
-    PromoteSettings,
-    ServeArgs,
-    TrainSettings,
-)
+from rayapp.config import ComputeConfig, DataConfig, Home, OptimConfig, ServeArgs
 from rayapp.doctor import examine
 from rayapp.errors import ConfigError, RayAppError
 from rayapp.predict import ask_server, predict_bytes
@@ -37,6 +26,7 @@ from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry
 from rayapp.registry.promotion import promote
 from rayapp.serve.app import start, stop
+from rayapp.settings import DemoSettings, DoctorSettings, EvaluateSettings, PromoteSettings, TrainSettings
 from rayapp.vision.datasets import load
 from rayapp.vision.predictor import Predictor
 

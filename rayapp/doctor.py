@@ -22,8 +22,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import rayapp
-from rayapp.config import DoctorSettings, Home, ray_address
+from rayapp.config import Home, ray_address
 from rayapp.errors import RayAppError
+from rayapp.settings import DoctorSettings
 
 Status = Literal["ok", "warn", "fail"]
 GB = 1e9

@@ -7,11 +7,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from rayapp.config import (
+from rayapp.config import Home
+from rayapp.settings import (
     DemoSettings,
     DoctorSettings,
     EvaluateSettings,
-    Home,
     ModelsSettings,
     PredictSettings,
     PromoteSettings,

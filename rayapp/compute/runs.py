@@ -16,8 +16,9 @@ from typing import Literal
 import numpy as np
 import torch
 
-from rayapp.config import Home, TrainSettings, validate
+from rayapp.config import Home
 from rayapp.errors import ConfigError, did_you_mean
+from rayapp.settings import TrainSettings, validate
 from rayapp.vision.datasets import Split
 
 Stage = Literal["training", "trained", "done"]

@@ -27,10 +27,11 @@ from rayapp.compute.progress import Board, clock, shown
 from rayapp.compute.resources import check_resources
 from rayapp.compute.runs import Run, find_run, flat, git_sha, new_name, package_versions, run_tags
 from rayapp.compute.worker import HISTORY, model_for, train_worker
-from rayapp.config import Home, TrainSettings
+from rayapp.config import Home
 from rayapp.errors import ConfigError, RegistryError, TrainingError
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import MetricLog, Tracker
+from rayapp.settings import TrainSettings
 from rayapp.vision.bundle import Manifest, write_bundle
 from rayapp.vision.datasets import Dataset, DatasetInfo, Split, load
 from rayapp.vision.loop import CHECKPOINT, EpochReport

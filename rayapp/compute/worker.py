@@ -16,9 +16,9 @@ from ray.train import Checkpoint
 from torch import nn
 
 from rayapp.compute.progress import Narrator
-from rayapp.config import TrainSettings, validate
 from rayapp.errors import RayAppError
 from rayapp.registry.tracking import MetricLog
+from rayapp.settings import TrainSettings, validate
 from rayapp.vision.augment import Augment
 from rayapp.vision.batches import Batches, Shard
 from rayapp.vision.datasets import DatasetInfo, load

@@ -26,7 +26,7 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from rayapp.cluster import ray_cluster
-from rayapp.config import Home, ServeArgs, ServeSettings, ray_address
+from rayapp.config import Home, ServeArgs, ray_address
 from rayapp.errors import BundleError, ConfigError, RayAppError, RegistryUnavailable
 from rayapp.registry.models import Registry
 from rayapp.registry.names import ModelVersion
@@ -42,6 +42,7 @@ from rayapp.serve.process import log_to_stderr
 from rayapp.serve.proxy import controller_env, private_haproxy, replica_env
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, Serving
+from rayapp.settings import ServeSettings
 from rayapp.vision.predictor import resolve_device
 
 APPLICATION = "rayapp-serve"  # not the name in serve_configs/: on a shared cluster that one must not be replaced

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rayapp import config
 from rayapp.cli import VERBS
+from rayapp.settings import TrainSettings, load
 from tests.e2e.pages import ELSEWHERE, JOBS, PAGES, README, ROOT, TRAINING, Shell, commands, inline
 
 RESUME = "rayapp train --resume RUN"  # by tests/ray/test_train.py, with the name of a run
@@ -34,7 +34,7 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
         elif words[0] == "rayapp" and words[1] != "VERB":
             assert words[1] in VERBS, line
             arguments = [str(ROOT / w) if w.startswith("jobs/configs/") else w for w in words[2:] if w != "--help"]
-            config.load(VERBS[words[1]].settings, arguments, prog=line)
+            load(VERBS[words[1]].settings, arguments, prog=line)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -49,7 +49,7 @@ def test_every_link_of_a_page_leads_somewhere(page: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "jobs/configs").glob("*.yaml")), ids=lambda path: path.name)
 def test_every_recipe_loads(path: Path) -> None:
-    settings = config.load(config.TrainSettings, ["--config", str(path)], prog="rayapp train")
+    settings = load(TrainSettings, ["--config", str(path)], prog="rayapp train")
     assert path.stem == f"{settings.data.dataset}-{settings.model.name}"
 
 

@@ -19,8 +19,9 @@ import numpy as np
 import psutil
 import pytest
 
-from rayapp.config import Home, TrainSettings, validate
+from rayapp.config import Home
 from rayapp.errors import ConfigError
+from rayapp.settings import TrainSettings, validate
 
 pytestmark = pytest.mark.timeout(600)
 COMMAND = [sys.executable, "-m", "rayapp.cli", "train"]

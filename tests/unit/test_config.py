@@ -10,7 +10,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rayapp import config
+from rayapp import settings as verbs
 from rayapp.errors import ConfigError
+from rayapp.settings import TrainSettings, load
 
 # The command line is what other people's scripts rely on: a new option is a deliberate act, written down here.
 OPTIONS = {
@@ -40,16 +42,16 @@ OPTIONS = {
     "demo": "dataset keep num_workers path port",
     "doctor": "json port",
 }
-SETTINGS = {name: getattr(config, f"{name.capitalize()}Settings") for name in OPTIONS}
+SETTINGS = {name: getattr(verbs, f"{name.capitalize()}Settings") for name in OPTIONS}
 
 
-def train(*argv: str) -> config.TrainSettings:
-    return config.load(config.TrainSettings, argv, prog="rayapp train")
+def train(*argv: str) -> TrainSettings:
+    return load(TrainSettings, argv, prog="rayapp train")
 
 
 def help_page(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stopped:
-        config.load(SETTINGS[verb], ["--help"], prog=f"rayapp {verb}")
+        load(SETTINGS[verb], ["--help"], prog=f"rayapp {verb}")
     assert stopped.value.code == 0
     return capsys.readouterr().out
 
@@ -58,7 +60,7 @@ def help_page(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_every_verb_is_listed():
-    assert set(config.Settings.__subclasses__()) == set(SETTINGS.values())
+    assert set(verbs.Settings.__subclasses__()) == set(SETTINGS.values())
 
 
 @pytest.mark.parametrize("verb", OPTIONS)
@@ -128,7 +130,7 @@ def test_empty_file_and_no_flags_are_the_defaults(tmp_path):
     file = tmp_path / "run.yaml"
     file.write_text("# nothing yet\n")
 
-    assert train("--config", str(file)) == train() == config.TrainSettings()
+    assert train("--config", str(file)) == train() == TrainSettings()
 
 
 def test_stray_environment_changes_nothing(monkeypatch):
@@ -136,7 +138,7 @@ def test_stray_environment_changes_nothing(monkeypatch):
     monkeypatch.setenv("OPTIM__LR", "7")
     monkeypatch.setenv("optim", '{"lr": 7}')
 
-    assert train() == config.TrainSettings()
+    assert train() == TrainSettings()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +252,7 @@ def test_all_mistakes_are_said_at_once(tmp_path):
 )
 def test_wrong_flag_of_another_verb_gets_a_sentence(verb, argv, sentence):
     with pytest.raises(ConfigError) as caught:
-        config.load(SETTINGS[verb], argv.split(), prog=f"rayapp {verb}")
+        load(SETTINGS[verb], argv.split(), prog=f"rayapp {verb}")
 
     assert sentence in str(caught.value)
 

@@ -21,6 +21,7 @@ FLOORS = [
     {"errors"},
     {"config"},
     {"vision"},
+    {"settings"},
     {"registry"},
     {"cluster"},
     {"compute", "serve"},

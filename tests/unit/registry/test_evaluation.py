@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from rayapp.config import EvaluateSettings, Home
+from rayapp.config import Home
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
+from rayapp.settings import EvaluateSettings
 from rayapp.vision.datasets import load
 from tests.unit.vision.test_bundle import written_for
 

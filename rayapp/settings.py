@@ -1,0 +1,325 @@
+"""The settings of every verb, read from a YAML file and then from flags."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, Self, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    CliSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from rayapp.config import (
+    MODEL_URI,
+    REGISTERED_MODEL,
+    AugmentConfig,
+    ComputeConfig,
+    DataConfig,
+    DatasetName,
+    ModelConfig,
+    OptimConfig,
+    ServeArgs,
+    TrackingConfig,
+)
+from rayapp.errors import ConfigError, did_you_mean
+
+
+class Settings(BaseSettings):
+    """Settings of one verb. Flags win over the YAML file; unknown keys are errors that name the nearest right one."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        extra="forbid",
+        protected_namespaces=(),
+        allow_inf_nan=False,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Only what is given explicitly: a stray environment variable must not change a run."""
+        return (init_settings,)
+
+
+class TrainSettings(Settings):
+    """Train a model, log it to MLflow and register its bundle as the challenger."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    optim: OptimConfig = OptimConfig()
+    augment: AugmentConfig = AugmentConfig()
+    compute: ComputeConfig = ComputeConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    seed: int = Field(0, ge=0, description="Seed of the weights, the order of the images and their augmentation.")
+    register_model: bool = Field(
+        True,
+        alias="register",
+        description="Register the bundle as a new version of 'vision' and point the alias 'challenger' at it.",
+    )
+    resume: str | None = Field(
+        None, description="Name or MLflow id of a run to go on with; its own settings are used, not today's."
+    )
+    dry_run: bool = Field(False, description="Print the resolved settings and what they ask for, then stop.")
+
+
+class EvaluateSettings(Settings):
+    """Measure a model on the data set that its bundle names, and write the report to the model version."""
+
+    model: str = Field(f"models:/{REGISTERED_MODEL}@challenger", description=MODEL_URI)
+    split: Literal["test", "validation"] = Field(
+        "test", description="Split; test is opened once a version, choose between models on validation."
+    )
+    data_path: str | None = Field(
+        None, description="Where the bundle's data set lies now, if it has moved; its digest must be the same."
+    )
+    batch_size: int = Field(256, ge=1, description="Images at once.")
+    output: Path | None = Field(None, description="Folder for report.json and the plots [default: the run's folder].")
+
+
+class PromoteSettings(Settings):
+    """Point the alias 'champion' at a version, if it is better on the test split than today's champion."""
+
+    model: str = Field(f"models:/{REGISTERED_MODEL}@challenger", description=MODEL_URI)
+    version: int | None = Field(None, ge=1, description="Version of 'vision', instead of model.")
+    force: bool = Field(False, description="Promote although the gate says no; needs a reason.")
+    reason: str = Field("", description="Why, for the record.")
+
+    @model_validator(mode="after")
+    def _force_has_a_reason(self) -> Self:
+        if self.force and not self.reason.strip():
+            raise ValueError("force needs a reason for the record: add --reason 'why this version must serve'")
+        if self.version is not None and "model" in self.model_fields_set:
+            raise ValueError(f"version {self.version} and model '{self.model}' are both given; leave one out")
+        return self
+
+    @property
+    def uri(self) -> str:
+        """The model that is meant."""
+        return self.model if self.version is None else f"models:/{REGISTERED_MODEL}/{self.version}"
+
+
+class RollbackSettings(Settings):
+    """Point the alias 'champion' back at the version that was champion before."""
+
+    reason: str = Field("", description="Why, for the record.")
+
+
+class ModelsSettings(Settings):
+    """Show the versions of the registered model with their aliases and accuracies as a table."""
+
+    json_output: bool = Field(False, alias="json", description="One JSON line instead of a table.")
+
+
+class PredictSettings(Settings):
+    """Classify image files with a model, or with a running server."""
+
+    images: CliPositionalArg[list[Path]] = Field(description="Image files.")
+    model: str = Field(f"models:/{REGISTERED_MODEL}@champion", description=MODEL_URI)
+    url: str | None = Field(None, description="Ask the server at this address, as http://127.0.0.1:3000, instead.")
+    json_output: bool = Field(False, alias="json", description="One JSON line instead of a table.")
+
+    @model_validator(mode="after")
+    def _model_or_url(self) -> Self:
+        if self.url and "model" in self.model_fields_set:
+            raise ValueError(f"model '{self.model}' has no effect with url, whose server has its own; leave one out")
+        return self
+
+
+class ServeSettings(Settings):
+    """Serve a model on this machine: the REST contract at http://HOST:PORT."""
+
+    app: ServeArgs = ServeArgs()
+    model: str = Field(f"models:/{REGISTERED_MODEL}@champion", description=MODEL_URI)
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 opens it to the network.")
+    port: int = Field(3000, ge=1, le=65535, description="TCP port.")
+    haproxy: bool = Field(
+        sys.platform == "linux",
+        description="HAProxy takes the requests (comes with Ray on Linux, far faster), not Serve's own proxy.",
+    )
+
+    @model_validator(mode="after")
+    def _haproxy_is_there(self) -> Self:
+        if self.haproxy and sys.platform != "linux":
+            raise ValueError("haproxy comes with Ray on Linux only; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _one_model(self) -> Self:
+        if "model" in self.app.model_fields_set:
+            raise ValueError("app.model has no effect here; use --model")
+        return self
+
+
+class DemoSettings(Settings):
+    """Take a model through its whole life on this machine, in a home of its own, and say PASS or FAIL a step."""
+
+    dataset: DatasetName = Field("digits", description="Data set.")
+    path: str | None = Field(None, description="Folder of a 'folder' or 'parquet' data set.")
+    num_workers: int = Field(2, ge=1, description="Training processes.")
+    port: int = Field(3000, ge=1, le=65535, description="TCP port of the server; a free one is taken if it is in use.")
+    keep: bool = Field(False, description="Keep the demo's home (.rayapp-demo) instead of starting afresh.")
+
+
+class DoctorSettings(Settings):
+    """Check this machine: versions, cores, memory, disk, GPU, Ray, MLflow, data; each with what to do about it."""
+
+    port: int = Field(3000, ge=1, le=65535, description="TCP port that a server would listen on.")
+    json_output: bool = Field(False, alias="json", description="One JSON line instead of a table.")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+S = TypeVar("S", bound=Settings)
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises ConfigError instead of printing its usage and leaving, with a help page for people."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see {self.prog} --help")
+
+    def format_help(self) -> str:
+        """The help page: a short usage line, and one default an option (pydantic-settings adds a second one)."""
+        metavars = {"bool": "true|false", "int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}
+        for action in self._actions:
+            text, has_default, default = (action.help or "").removesuffix(")").partition(" (default: ")
+            if not has_default:
+                continue
+            if "[default: " not in text:
+                shown = {"True": "true", "False": "false", "None": "none", "": "none"}.get(default, default)
+                text += f" [default: {shown}]"
+            action.help = text
+            if isinstance(action.metavar, str):
+                action.metavar = metavars.get(action.metavar, action.metavar)
+        positional = "".join(f" {action.metavar} [...]" for action in self._actions if not action.option_strings)
+        self.usage = f"{self.prog} [--config FILE.yaml] [--option value ...]{positional}"
+        return super().format_help()
+
+
+def load(settings_class: type[S], argv: Sequence[str], *, prog: str) -> S:
+    """The settings that argv names: --config FILE.yaml first, --section.field value over it.
+
+    Raises ConfigError on an unknown key (naming the nearest), a value out of range or an option without effect.
+    Prints the help and raises SystemExit(0) on --help.
+    """
+    argv = _normalised(argv, set(_flags(settings_class, only=bool)))
+    parser = _Parser(prog=prog, description=settings_class.__doc__, allow_abbrev=False)
+    parser.add_argument("--config", metavar="FILE.yaml", help="settings as YAML; flags win over it")
+    known = set(_flags(settings_class)) | {"config", "help"}
+    for word in argv:
+        name = word[2:].split("=")[0]
+        if word.startswith("--") and name not in known:
+            raise ConfigError(f"unknown option --{name}.{did_you_mean(name, known)} See {prog} --help.")
+    source: CliSettingsSource[Any] = CliSettingsSource(settings_class, root_parser=parser, cli_parse_args=list(argv))
+    from_flags = source()
+    config = _config_file(argv)
+    values = _merged(_read_yaml(config, settings_class) if config else {}, from_flags)
+    return validate(settings_class, values)
+
+
+def validate(settings_class: type[S], values: dict[str, Any]) -> S:
+    """The settings in values (as YAML holds them). Raises ConfigError with one sentence a fault."""
+    try:
+        return settings_class(**values)
+    except ValidationError as error:
+        raise ConfigError(" ".join(_sentence(settings_class, dict(e)) for e in error.errors())) from error
+
+
+def _normalised(argv: Sequence[str], switches: set[str]) -> list[str]:
+    """argv as the parser wants it: --dry-run is --dry_run, and a switch without a value is true."""
+    words: list[str] = []
+    for at, word in enumerate(argv):
+        if not word.startswith("--"):
+            words.append(word)
+            continue
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
+        words.append(f"--{name}{equals}{value}")
+        following = argv[at + 1].lower() if at + 1 < len(argv) else ""
+        if name in switches and not equals and following not in ("true", "false"):
+            words.append("true")
+    return words
+
+
+def _flags(model: type[BaseModel], prefix: str = "", only: type | None = None) -> list[str]:
+    names: list[str] = []
+    for name, field in model.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            names += _flags(field.annotation, f"{prefix}{name}.", only)
+        elif only is None or field.annotation is only or only in get_args(field.annotation):
+            names.append(prefix + (field.alias or name))
+    return names
+
+
+def _config_file(argv: Sequence[str]) -> Path | None:
+    only_config = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    only_config.add_argument("--config", type=Path)
+    config: Path | None = only_config.parse_known_args(list(argv))[0].config
+    return config
+
+
+def _read_yaml(path: Path, settings_class: type[BaseModel]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read --config {path}: {error.strerror}; give a YAML file") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        sections = ", ".join(_siblings(settings_class, ()))
+        raise ConfigError(f"--config {path} holds a {type(content).__name__}, not sections; allowed: {sections}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(base)
+    for key, value in over.items():
+        old = out.get(key)
+        out[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return out
+
+
+def _siblings(model: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    """The settings and sections that may stand in the section at path, with their whole names."""
+    for part in path:
+        section = model.model_fields[part].annotation
+        assert isinstance(section, type)
+        assert issubclass(section, BaseModel)
+        model = section
+    return [".".join((*path, field.alias or name)) for name, field in model.model_fields.items()]
+
+
+def _sentence(settings_class: type[BaseModel], error: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        return f"unknown setting '{where}'.{did_you_mean(where, _siblings(settings_class, error['loc'][:-1]))}"
+    if error["type"] == "value_error":  # from our own validators: already a sentence
+        return str(error["ctx"]["error"]) + "."
+    if error["type"] == "literal_error":
+        allowed = error["ctx"]["expected"].replace("'", "").replace(" or ", ", ").split(", ")
+        return f"{where} is {error['input']!r}.{did_you_mean(str(error['input']), allowed)}"
+    if error["type"] == "missing":
+        return f"{where} is missing."
+    if error["type"] == "model_type":
+        return f"{where} is {error['input']!r}: it must be a section with settings of its own."
+    message = error["msg"].replace("Input should be", "it must be").partition(", unable to")[0]
+    return f"{where} is {error['input']!r}: {message}."
