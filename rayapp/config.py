@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 DatasetName = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "folder", "parquet"]
-ModelName = Literal["mobilenet_v3_small", "mobilenet_v3_large", "resnet18"]
+ModelName = Literal["mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet9"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 REGISTERED_MODEL = "vision"
 
@@ -105,6 +105,16 @@ class DataConfig(Section):
         "fail",
         description="What a corrupt image of a 'folder' or 'parquet' data set does: skip (and count) it, or fail.",
     )
+    stream: bool = Field(
+        False,
+        description="Read and decode the images of a 'folder' or 'parquet' data set anew in each epoch (Ray Data),"
+        " instead of keeping them all in the memory of the device.",
+    )
+    memory_mb: int | None = Field(
+        None,
+        ge=64,
+        description="Memory (MB) that the images of one streaming worker may take; goes with stream [default: 1024].",
+    )
 
     @model_validator(mode="after")
     def _path_fits_dataset(self) -> Self:
@@ -120,7 +130,18 @@ class DataConfig(Section):
                 f"data.image_px has no effect on data.dataset '{self.dataset}', whose images have one size;"
                 " leave it out"
             )
+        if self.dataset not in ("folder", "parquet") and self.stream:
+            raise ValueError(
+                f"data.stream has no effect on data.dataset '{self.dataset}', which fits into memory; leave it out"
+            )
+        if self.memory_mb is not None and not self.stream:
+            raise ValueError("data.memory_mb limits a stream; add --data.stream true, or leave it out")
         return self
+
+    @property
+    def memory_bytes(self) -> int:
+        """Memory that the images of one streaming worker may take."""
+        return (self.memory_mb or 1024) * 2**20
 
 
 class ModelConfig(Section):
@@ -128,12 +149,29 @@ class ModelConfig(Section):
 
     name: ModelName = Field("mobilenet_v3_small", description="Architecture.")
     pretrained: bool = Field(False, description="Start from torchvision's ImageNet weights (downloaded once).")
-    freeze_backbone: bool = Field(False, description="Train the classifier alone; goes with pretrained.")
+    init: str | None = Field(
+        None,
+        description="Start from the weights of a registered model: models:/vision@ALIAS, models:/vision/VERSION,"
+        " runs:/RUN_ID/model; the classifier too where the classes are the same.",
+    )
+    freeze_backbone: bool = Field(False, description="Train the classifier alone; goes with pretrained or init.")
+    frozen_epochs: int = Field(
+        0, ge=0, description="Train the classifier alone for so many epochs, then all; goes with pretrained or init."
+    )
 
     @model_validator(mode="after")
-    def _frozen_needs_pretrained(self) -> Self:
-        if self.freeze_backbone and not self.pretrained:
-            raise ValueError("model.freeze_backbone would freeze random weights; add --model.pretrained true")
+    def _one_start(self) -> Self:
+        if self.pretrained and self.init:
+            raise ValueError(f"model.pretrained and model.init '{self.init}' are both given; leave one out")
+        frozen = "freeze_backbone" if self.freeze_backbone else "frozen_epochs" if self.frozen_epochs else ""
+        if frozen and not (self.pretrained or self.init):
+            raise ValueError(
+                f"model.{frozen} would freeze random weights; add --model.pretrained true or --model.init MODEL"
+            )
+        if self.freeze_backbone and self.frozen_epochs:
+            raise ValueError(
+                "model.freeze_backbone freezes for all epochs, model.frozen_epochs for some; leave one out"
+            )
         return self
 
 
@@ -147,7 +185,7 @@ class OptimConfig(Section):
         description="Peak learning rate for a world batch of 256 images; scaled linearly with the world batch"
         " [default: 0.4 for sgd, 0.003 for adamw].",
     )
-    momentum: float = Field(0.9, ge=0, lt=1, description="Momentum of sgd (0-1).")
+    momentum: float | None = Field(None, ge=0, lt=1, description="Momentum of sgd (0-1) [default: 0.9].")
     weight_decay: float | None = Field(
         None, ge=0, description="Weight decay, never on norms and biases [default: 5e-4 for sgd, 0.05 for adamw]."
     )
@@ -175,13 +213,16 @@ class OptimConfig(Section):
     early_stop_patience: int | None = Field(
         None, ge=1, description="Stop after so many epochs without a better validation accuracy [default: never]."
     )
+    sync_batch_norm: bool = Field(
+        False, description="Batch norm over the batches of all workers; on GPUs, for batches of few images."
+    )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "auto", description="Arithmetic: auto is bf16 on GPUs that have it, fp32 elsewhere (bf16 is slower on CPUs)."
     )
 
     @model_validator(mode="after")
     def _momentum_is_used(self) -> Self:
-        if self.optimizer == "adamw" and "momentum" in self.model_fields_set:
+        if self.optimizer == "adamw" and self.momentum is not None:
             raise ValueError("optim.momentum has no effect on optim.optimizer 'adamw'; leave it out, or say sgd")
         return self
 
@@ -189,6 +230,11 @@ class OptimConfig(Section):
     def peak_lr(self) -> float:
         """The learning rate for a world batch of 256."""
         return self.lr if self.lr is not None else {"sgd": 0.4, "adamw": 0.003}[self.optimizer]
+
+    @property
+    def sgd_momentum(self) -> float:
+        """The momentum in force."""
+        return self.momentum if self.momentum is not None else 0.9
 
     @property
     def decay(self) -> float:
@@ -223,18 +269,90 @@ class AugmentConfig(Section):
         None, description="Mirror half of the images left to right [default: yes, but not for digits]."
     )
     cutout_px: int = Field(0, ge=0, le=256, description="Side (pixels) of a square painted grey; 0 is none.")
+    random_ops: int = Field(
+        0, ge=0, le=4, description="Random changes of shape or colour an image (as RandAugment's); 0 is none."
+    )
+    random_magnitude: float | None = Field(None, ge=0, le=1, description="Strength of random_ops (0-1) [default: 0.3].")
+    mixup_alpha: float = Field(
+        0.0, ge=0, le=10, description="Blend pairs of images, their shares from Beta(alpha, alpha); 0 is none."
+    )
+
+    @model_validator(mode="after")
+    def _magnitude_is_used(self) -> Self:
+        if self.random_magnitude is not None and not self.random_ops:
+            raise ValueError("augment.random_magnitude has no effect without augment.random_ops; add or leave out")
+        return self
+
+    @property
+    def magnitude(self) -> float:
+        """The strength of random_ops in force."""
+        return self.random_magnitude if self.random_magnitude is not None else 0.3
+
+
+class Workers(NamedTuple):
+    """How many training processes: at least low, at most high."""
+
+    low: int
+    high: int
+
+    @property
+    def is_elastic(self) -> bool:
+        """Whether the number may change while training."""
+        return self.low < self.high
 
 
 class ComputeConfig(Section):
     """Workers and devices."""
 
-    num_workers: int = Field(1, ge=1, description="Training processes (DDP); one a GPU, or one a CPU core.")
+    num_workers: Annotated[str, BeforeValidator(str)] = Field(
+        "1",
+        description="Training processes (DDP); one a GPU, or one a CPU core. A range as 1..4 starts with as many as"
+        " there is room for and follows the cluster.",
+    )
     device: Device = Field("auto", description="auto takes cuda, then mps, then cpu.")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of a worker; more workers beat more threads.")
     storage_path: str | None = Field(
         None, description="Folder (local, shared or s3://) of checkpoints [default: RAYAPP_HOME/runs]."
     )
     max_failures: int = Field(2, ge=0, description="Restarts from the last checkpoint after a worker is lost.")
+    deterministic: bool = Field(
+        False, description="The same bits from the same settings on the same kind of machine; slower on GPUs."
+    )
+    compile: bool = Field(False, description="torch.compile the model: minutes at the start, faster steps on GPUs.")
+    resize_every_s: float | None = Field(
+        None,
+        ge=1,
+        description="Seconds between two looks for room for more workers; goes with a range of workers [default: 60].",
+    )
+
+    @model_validator(mode="after")
+    def _workers_are_a_number_or_a_range(self) -> Self:
+        words = self.num_workers.split("..")
+        numbers = [int(word) if word.isascii() and word.isdecimal() else 0 for word in words]
+        if len(numbers) > 2 or not 1 <= numbers[0] <= numbers[-1]:
+            raise ValueError(
+                f"compute.num_workers is {self.num_workers!r}: it must be a number from 1, or a range as 1..4"
+            )
+        if self.resize_every_s is not None and not self.workers.is_elastic:
+            raise ValueError("compute.resize_every_s has no effect on a fixed number of workers; say a range as 1..4")
+        return self
+
+    @property
+    def workers(self) -> Workers:
+        """What num_workers says."""
+        words = self.num_workers.split("..")
+        return Workers(int(words[0]), int(words[-1]))
+
+
+class CheckpointConfig(Section):
+    """When the state of a training is kept; at the end of each epoch it is in any case."""
+
+    every_steps: int | None = Field(None, ge=1, description="Checkpoint every so many optimiser steps too.")
+    every_minutes: float | None = Field(10.0, gt=0, description="Checkpoint after so many minutes without one too.")
+    keep: int = Field(2, ge=1, description="Latest checkpoints that are kept; each holds the best weights as well.")
+    notice_every_steps: int = Field(
+        20, ge=1, description="Optimiser steps between two looks for the notice that a spot node will go away."
+    )
 
 
 class TrackingConfig(Section):
@@ -242,6 +360,15 @@ class TrackingConfig(Section):
 
     experiment: str = Field("rayapp", min_length=1, description="MLflow experiment.")
     log_every_steps: int = Field(20, ge=1, description="A batch metric every so many optimiser steps.")
+
+
+class CostConfig(Section):
+    """What a node costs by its accelerator, as Ray names it (cpu where it has none): fills in cost_usd of a run."""
+
+    usd_per_hour: dict[str, float] = Field(
+        default_factory=dict,
+        description="Price of a node-hour (USD) by accelerator, over the table of compute/cost.py.",
+    )
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------

@@ -22,7 +22,9 @@ from rayapp.config import (
     MODEL_URI,
     REGISTERED_MODEL,
     AugmentConfig,
+    CheckpointConfig,
     ComputeConfig,
+    CostConfig,
     DataConfig,
     DatasetName,
     ModelConfig,
@@ -66,7 +68,14 @@ class TrainSettings(Settings):
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
     compute: ComputeConfig = ComputeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    cost: CostConfig = CostConfig()
+    name: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        description="Name of the run; one that exists is refused [default: data set, model and time].",
+    )
     seed: int = Field(0, ge=0, description="Seed of the weights, the order of the images and their augmentation.")
     register_model: bool = Field(
         True,
@@ -74,9 +83,19 @@ class TrainSettings(Settings):
         description="Register the bundle as a new version of 'vision' and point the alias 'challenger' at it.",
     )
     resume: str | None = Field(
-        None, description="Name or MLflow id of a run to go on with; its own settings are used, not today's."
+        None,
+        description="Name or MLflow id of a run to go on with; its own settings are used, not today's. auto, with a"
+        " name: go on with the run of that name if there is one, for jobs that are tried again.",
     )
-    dry_run: bool = Field(False, description="Print the resolved settings and what they ask for, then stop.")
+    dry_run: bool = Field(
+        False, description="Print the resolved settings, what they ask for and what that took so far, then stop."
+    )
+
+    @model_validator(mode="after")
+    def _auto_needs_a_name(self) -> Self:
+        if self.resume == "auto" and not self.name:
+            raise ValueError("resume auto goes on with the run of a name: add --name NAME, or say --resume RUN")
+        return self
 
 
 class EvaluateSettings(Settings):

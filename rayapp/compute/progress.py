@@ -19,18 +19,32 @@ LOG_EVERY_S = 5.0
 
 
 class Board:
-    """Where rank 0 leaves its latest report and the driver finds it: a Ray actor, so that both may be anywhere."""
+    """Where the ranks leave what the driver wants to know: a Ray actor, so that both may be anywhere."""
 
     def __init__(self) -> None:
         self._line = ""
+        self._said: list[str] = []
+        self._reason = ""
 
     def write(self, line: str) -> None:
-        """Replace the line."""
+        """Replace the progress line."""
         self._line = line
 
-    def read(self) -> str:
-        """The latest line."""
-        return self._line
+    def say(self, text: str) -> None:
+        """Add a line that stays."""
+        self._said.append(text)
+
+    def read(self, num_said: int) -> tuple[str, list[str]]:
+        """The progress line, and the lines that stay after the first num_said."""
+        return self._line, self._said[num_said:]
+
+    def give_up(self, reason: str) -> None:
+        """Leave word that a restart would be of no use."""
+        self._reason = self._reason or reason
+
+    def reason(self) -> str:
+        """Why a restart would be of no use; nothing where it is."""
+        return self._reason
 
 
 class Narrator:
@@ -82,26 +96,35 @@ def shown(board: ray.actor.ActorHandle[Board], console: Console, before_first: s
 
 
 def _live(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
+    num_said, ended = 0, False
     with Live(Text(before_first), console=console, transient=True, refresh_per_second=4) as live:
-        while not stop.wait(POLL_S):
-            live.update(Text(_read(board) or before_first))
+        while not ended:
+            ended = stop.wait(POLL_S)
+            line, said = _read(board, num_said)
+            num_said += len(said)
+            for text in said:
+                console.print(text, highlight=False, soft_wrap=True)
+            live.update(Text(line or before_first))
 
 
 def _logged(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
     """A line when it is new, not more often than every LOG_EVERY_S, and the last one in any case."""
     console.print(before_first, highlight=False)
-    last, last_time, ended = "", -LOG_EVERY_S, False
+    last, last_time, num_said, ended = "", -LOG_EVERY_S, 0, False
     while not ended:
         ended = stop.wait(POLL_S)
-        line = _read(board)
+        line, said = _read(board, num_said)
+        num_said += len(said)
+        for text in said:
+            console.print(text, highlight=False, soft_wrap=True)
         if line and line != last and (ended or time.monotonic() - last_time >= LOG_EVERY_S):
             console.print(line, highlight=False, soft_wrap=True)
             last, last_time = line, time.monotonic()
 
 
-def _read(board: ray.actor.ActorHandle[Board]) -> str:
+def _read(board: ray.actor.ActorHandle[Board], num_said: int) -> tuple[str, list[str]]:
     try:
-        line: str = ray.get(board.read.remote(), timeout=5)  # type: ignore[assignment]  # Ray's stub: a list
+        news: tuple[str, list[str]] = ray.get(board.read.remote(num_said), timeout=5)  # type: ignore[assignment]  # stub
     except (ray.exceptions.RayError, TimeoutError):
-        return ""  # the cluster is going down: training itself says why
-    return line
+        return "", []  # the cluster is going down: training itself says why
+    return news

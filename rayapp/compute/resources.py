@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import ray
+import torch
 
 from rayapp.config import ComputeConfig, ray_address
 from rayapp.errors import ConfigError
+from rayapp.settings import TrainSettings
 from rayapp.vision.predictor import resolve_device
+from rayapp.vision.state import resolve_precision
 
 
-def check_resources(config: ComputeConfig) -> str:
+def check_resources(settings: TrainSettings) -> str:
     """The device kind (cpu, cuda, mps) that each worker gets.
 
-    Raises ConfigError where the cluster can never give num_workers of them: better now than a silent wait.
+    Raises ConfigError where the cluster can never give num_workers (of a range the lowest) of them: better now than a
+    silent wait.
     """
+    config, workers = settings.compute, settings.compute.workers
     kind = resolve_device(config.device) if not ray_address() else _device_of_cluster(config)
-    if kind == "mps" and config.num_workers > 1:
+    if kind == "mps" and workers.high > 1:
         raise ConfigError(
             f"compute.num_workers is {config.num_workers}, but an Apple GPU takes one; say 1, or --compute.device cpu"
         )
+    _refuse_for_gpus_only(settings, kind)
     resource, each = ("GPU", 1) if kind == "cuda" else ("CPU", config.threads_per_worker)
     there = int(ray.cluster_resources().get(resource, 0))
-    if config.num_workers * each > there:
+    if workers.low * each > there:
         raise ConfigError(
-            f"compute.num_workers {config.num_workers} needs {config.num_workers * each} {resource}s, the cluster has"
+            f"compute.num_workers {config.num_workers} needs {workers.low * each} {resource}s, the cluster has"
             f" {there}; at most {max(there // each, 0)} workers fit, or add nodes"
         )
     return kind
+
+
+def resources_asked(config: ComputeConfig, kind: str) -> dict[str, int]:
+    """What all workers together ask of the cluster, as Ray names it; of a range the highest."""
+    cpus = {"CPU": config.workers.high * config.threads_per_worker}
+    return cpus | ({"GPU": config.workers.high} if kind == "cuda" else {})
+
+
+def _refuse_for_gpus_only(settings: TrainSettings, kind: str) -> None:
+    if settings.optim.sync_batch_norm and kind != "cuda":
+        raise ConfigError(f"optim.sync_batch_norm is for CUDA devices, this one is {kind}; leave it out")
+    if settings.optim.precision != "auto":
+        resolve_precision(settings.optim.precision, torch.device(kind))
 
 
 def _device_of_cluster(config: ComputeConfig) -> str:

@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import secrets
 import subprocess
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
+from pyarrow.fs import FileSystem
 
+from rayapp.compute.cost import recipe_digest
 from rayapp.config import Home
 from rayapp.errors import ConfigError, did_you_mean
 from rayapp.settings import TrainSettings, validate
 from rayapp.vision.datasets import Split
 
 Stage = Literal["training", "trained", "done"]
+RUN_FILE = "run.json"
 RECORDED_PACKAGES = ("ray", "torch", "torchvision", "mlflow", "onnxruntime", "numpy", "pillow")
 
 
@@ -36,14 +42,14 @@ class Run:
     settings: TrainSettings
 
     @property
+    def storage(self) -> str:
+        """The folder or s3:// address below which Checkpoints has a folder for this run."""
+        return self.settings.compute.storage_path or str(self.folder.parent)
+
+    @property
     def bundle_folder(self) -> Path:
         """Where the bundle is written before MLflow gets it."""
         return self.folder / "bundle"
-
-    @property
-    def checkpoint_folder(self) -> Path:
-        """The last checkpoint of a run that is trained."""
-        return self.folder / "last_checkpoint"
 
     @property
     def spool(self) -> Path:
@@ -51,7 +57,7 @@ class Run:
         return self.folder / "metrics.jsonl"
 
     def save(self) -> None:
-        """Write run.json: whole or not at all."""
+        """Write run.json, whole or not at all: here and on the storage, where a job on another machine finds it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {
             "name": self.name,
@@ -59,15 +65,37 @@ class Run:
             "stage": self.stage,
             "settings": self.settings.model_dump(mode="json", by_alias=True),
         }
-        partial = self.folder / "run.json.partial"
-        partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, self.folder / "run.json")
+        text = json.dumps(content, indent=2) + "\n"
+        partial = self.folder / f"{RUN_FILE}.partial"
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, self.folder / RUN_FILE)
+        if self.settings.compute.storage_path:
+            files, root = FileSystem.from_uri(f"{self.storage.rstrip('/')}/{self.name}")
+            files.create_dir(root, recursive=True)
+            with files.open_output_stream(f"{root}/{RUN_FILE}") as file:
+                file.write(text.encode())
 
     def at(self, stage: Stage) -> Run:
         """The same run at another stage, saved."""
-        run = Run(self.name, self.run_id, stage, self.folder, self.settings)
+        run = replace(self, stage=stage)
         run.save()
         return run
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Nobody else on this machine trains this run inside. Raises ConfigError where somebody does."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.folder / "lock", timeout=0)  # the system lets go of it when this process ends, however
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise ConfigError(
+                f"run '{self.name}' is being trained by another process; wait for it, or give another --name"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def save_split(self, split: Split) -> None:
         """Write split.npz: which images were for training and which for validation."""
@@ -80,22 +108,65 @@ class Run:
 
 
 def new_name(settings: TrainSettings) -> str:
-    """A name that no other run has: Ray would take a second run of a name for the first one's continuation."""
+    """A name that no other run has; by default data set, model and time."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    return f"{settings.data.dataset}-{settings.model.name}-{now}-{secrets.token_hex(2)}"
+    return settings.name or f"{settings.data.dataset}-{settings.model.name}-{now}-{secrets.token_hex(2)}"
 
 
-def find_run(home: Home, wanted: str) -> Run:
-    """The run of this name or MLflow id. Raises ConfigError naming the nearest one."""
-    known: dict[str, Path] = {}
-    for path in sorted(home.runs.glob("*/run.json")):
+def refuse_existing(home: Home, settings: TrainSettings) -> None:
+    """Raises ConfigError where settings name a run that exists, here or on the storage."""
+    if settings.name and (found := _look_up(home, settings.name, settings.compute.storage_path)):
+        raise ConfigError(
+            f"run '{settings.name}' exists already (stage: {found.stage}); give another --name, or go on with it:"
+            f" --resume {settings.name}"
+        )
+
+
+def find_run(home: Home, settings: TrainSettings) -> Run | None:
+    """The run that settings.resume means: a name, an MLflow id, or auto for the one of settings.name; None for auto
+    where there is none yet. Raises ConfigError naming the nearest one, or where auto's settings have changed.
+    """
+    wanted = settings.name if settings.resume == "auto" else settings.resume
+    assert wanted is not None
+    found = _look_up(home, wanted, settings.compute.storage_path)
+    if settings.resume == "auto":
+        if found:
+            _refuse_changes(found, settings)
+        return found
+    if found is None:
+        known = [path.parent.name for path in home.runs.glob(f"*/{RUN_FILE}")]
+        hint = did_you_mean(wanted, known) if known else f" There is no run in {home.runs} yet."
+        raise ConfigError(f"no run '{wanted}' to resume.{hint}")
+    return found
+
+
+def _look_up(home: Home, wanted: str, storage: str | None) -> Run | None:
+    """The run of this name or MLflow id on this machine, or of this name on the storage."""
+    for path in home.runs.glob(f"*/{RUN_FILE}"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        known[content["name"]] = path
         if wanted in (content["name"], content["run_id"]):
-            settings = validate(TrainSettings, content["settings"])
-            return Run(content["name"], content["run_id"], content["stage"], path.parent, settings)
-    hint = did_you_mean(wanted, known) if known else f" There is no run in {home.runs} yet."
-    raise ConfigError(f"no run '{wanted}' to resume.{hint}")
+            return _run(home, content)
+    if storage is None:
+        return None
+    files, root = FileSystem.from_uri(f"{storage.rstrip('/')}/{wanted}")
+    try:
+        with files.open_input_file(f"{root}/{RUN_FILE}") as file:
+            return _run(home, json.loads(bytes(file.read())))
+    except FileNotFoundError:
+        return None
+
+
+def _run(home: Home, content: dict[str, Any]) -> Run:
+    settings = validate(TrainSettings, content["settings"])
+    return Run(content["name"], content["run_id"], content["stage"], home.runs / content["name"], settings)
+
+
+def _refuse_changes(found: Run, settings: TrainSettings) -> None:
+    before, now = flat(found.settings), flat(settings)
+    changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("resume", "dry_run"))
+    if changed:
+        what = ", ".join(f"{key} (was {before.get(key)}, is {now[key]})" for key in changed)
+        raise ConfigError(f"run '{found.name}' was started with other settings: {what}; give another --name")
 
 
 def run_tags(settings: TrainSettings, device: str, data_digest: str) -> dict[str, str]:
@@ -109,6 +180,7 @@ def run_tags(settings: TrainSettings, device: str, data_digest: str) -> dict[str
         "hardware.cpu": _cpu_name(),
         "hardware.cores": str(os.cpu_count()),
         "hardware.platform": platform.platform(terse=True),
+        "recipe": recipe_digest(settings),
         "model_architecture": settings.model.name,
         "dataset": settings.data.dataset,
     } | {f"version.{name}": number for name, number in package_versions().items()}

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import shutil
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,42 +13,41 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import ray
 import ray.train
-import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
 
 from rayapp.cluster import ray_cluster
-from rayapp.compute.checkpoints import take_over
+from rayapp.compute.cost import look_back, usd_per_hour
+from rayapp.compute.delivery import deliver
 from rayapp.compute.progress import Board, clock, shown
-from rayapp.compute.resources import check_resources
-from rayapp.compute.runs import Run, find_run, flat, git_sha, new_name, package_versions, run_tags
-from rayapp.compute.worker import HISTORY, model_for, train_worker
-from rayapp.config import Home
+from rayapp.compute.resources import check_resources, resources_asked
+from rayapp.compute.runs import Run, find_run, flat, new_name, refuse_existing, run_tags
+from rayapp.compute.worker import model_for, train_worker
+from rayapp.config import Home, ray_address
 from rayapp.errors import ConfigError, RegistryError, TrainingError
 from rayapp.registry.models import ModelVersion, Registry
-from rayapp.registry.tracking import MetricLog, Tracker
+from rayapp.registry.tracking import Tracker
 from rayapp.settings import TrainSettings
-from rayapp.vision.bundle import Manifest, write_bundle
 from rayapp.vision.datasets import Dataset, DatasetInfo, Split, load
-from rayapp.vision.loop import CHECKPOINT, EpochReport
-from rayapp.vision.models import Classifier
-from rayapp.vision.plots import plot_curves
+from rayapp.vision.loop import EpochReport
+from rayapp.vision.models import Classifier, load_weights
+from rayapp.vision.predictor import resolve_device
 
 log = logging.getLogger(__name__)
-DELIVERY_TIMEOUT_S = 30.0
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of a training: what the last line of stdout says."""
+    """The result of a training: what the last line of stdout says. cost_usd: None where a price is not known."""
 
     run: Run
     epochs: tuple[EpochReport, ...]
     version: ModelVersion | None
-    seconds: float
-    training_seconds: float
+    cost_usd: float | None
+    seconds: float = 0.0
+    training_seconds: float = 0.0
 
     @property
     def best(self) -> EpochReport:
@@ -71,6 +67,7 @@ class Trained:
             "images_per_s": float(np.median([e.images_per_s for e in self.epochs])),
             "training_seconds": round(self.training_seconds, 2),
             "seconds": round(self.seconds, 2),
+            "cost_usd": self.cost_usd,
         }
 
 
@@ -80,52 +77,93 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
     Everything that can be wrong is checked before training starts. Raises a RayAppError; on Ctrl-C the run is closed
     as KILLED, keeps its checkpoints and the KeyboardInterrupt goes on.
     """
-    started = time.monotonic()
+    started, training_seconds = time.monotonic(), 0.0
     console = console or Console(stderr=True)
-    earlier = find_run(home, settings.resume) if settings.resume else None
-    if earlier:
-        settings = _resumed_settings(earlier, settings)
-    settings = _absolute_paths(settings)
+    prices = _prices(settings)
+    earlier = _earlier(home, settings)
+    settings = earlier.settings if earlier else _absolute_paths(settings)
     with ray_cluster():
-        device = check_resources(settings.compute)
+        device = check_resources(settings)
         dataset = load(settings.data, home.data)
-        model = model_for(settings, dataset.info)  # here too: pretrained weights that cannot be had are said now
+        model = _first_model(settings, dataset.info, home)
         split = dataset.split(settings.data)
         run = earlier or _open_run(settings, home, dataset, split, device)
-        if run.stage == "training":
-            _describe(console, settings, dataset, split, device, run)
-            epochs, training_seconds = _train_and_record(run, home, device, console)
-            _write_bundle(run, model, dataset.info, split, epochs)
-            run = run.at("trained")
-        else:
-            epochs, training_seconds = _read_epochs(run), 0.0
-    version = _deliver(run, home, epochs, console)
-    result = Trained(run.at("done"), tuple(epochs), version, time.monotonic() - started, training_seconds)
+        with run.locked():
+            if run.stage == "training":
+                run.save_split(split)
+                _describe(console, settings, dataset, split, device, run)
+                training_seconds = _train_and_record(run, home, device, model, console)
+                run = run.at("trained")
+            seconds = {"training_seconds": training_seconds, "seconds": time.monotonic() - started}
+            delivered = deliver(run, home, dataset.info, split, seconds=seconds, prices=prices)
+            run = run.at("done")
+    result = Trained(
+        run, delivered.epochs, delivered.version, delivered.cost_usd, time.monotonic() - started, training_seconds
+    )
     _say_result(console, result)
     return result
 
 
 def dry_run(settings: TrainSettings, home: Home) -> dict[str, Any]:
-    """The resolved settings and what they ask for, without starting anything."""
+    """The resolved settings, what they ask for, and what that took in past runs; nothing is started."""
     settings = _absolute_paths(settings)
+    _prices(settings)
+    refuse_existing(home, settings)
     dataset = load(settings.data, home.data)
     split = dataset.split(settings.data)
-    return {"settings": settings.model_dump(mode="json", by_alias=True)} | _plan(settings, dataset, split)
+    device = resolve_device(settings.compute.device)
+    tags = run_tags(settings, device, dataset.info.digest)
+    return {
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        **_plan(settings, dataset, split),
+        "resources": resources_asked(settings.compute, device),
+        **look_back(Tracker(home.tracking_uri, home.artifacts), tags),
+    }
 
 
 # --- on the driver ----------------------------------------------------------------------------------------------------
 
 
-def _resumed_settings(earlier: Run, settings: TrainSettings) -> TrainSettings:
+def _prices(settings: TrainSettings) -> dict[str, float]:
+    return usd_per_hour(settings.cost, local=ray_address() is None)
+
+
+def _earlier(home: Home, settings: TrainSettings) -> Run | None:
+    """The run to go on with; None for a new one. Raises ConfigError where settings and run do not go together."""
+    absolute = _absolute_paths(settings)
+    if settings.resume is None:
+        refuse_existing(home, absolute)
+        return None
+    earlier = find_run(home, absolute)
+    if earlier is None or settings.resume == "auto":
+        return earlier
     if earlier.stage == "done":
         raise ConfigError(f"run '{earlier.name}' is finished: there is nothing to resume, leave --resume out")
     given = settings.model_fields_set - {"resume"}
-    if given:
+    if given - {"compute"} or settings.compute.model_fields_set - {"storage_path"}:
         raise ConfigError(
             f"--resume takes the settings of run '{earlier.name}', but {', '.join(sorted(given))} are given too;"
             " leave them out, or start a new run"
         )
-    return earlier.settings
+    return earlier
+
+
+def _first_model(settings: TrainSettings, info: DatasetInfo, home: Home) -> Classifier:
+    """The model before training; made here too, so that weights that cannot be had are said at once."""
+    if not settings.model.init:
+        return model_for(settings.model, info)
+    registry = Registry(home.tracking_uri)
+    bundle = registry.download(registry.resolve(settings.model.init), home.bundles)
+    name = bundle.manifest.model.name
+    if name != settings.model.name:
+        raise ConfigError(
+            f"model.init '{settings.model.init}' is a {name}, but model.name is '{settings.model.name}';"
+            f" say --model.name {name}"
+        )
+    model = model_for(settings.model, info)
+    same_classes = bundle.manifest.class_names == info.class_names
+    load_weights(model, bundle.load_model().state_dict(), same_classes=same_classes)
+    return model
 
 
 def _absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -141,7 +179,7 @@ def _absolute_paths(settings: TrainSettings) -> TrainSettings:
 
 def _plan(settings: TrainSettings, dataset: Dataset, split: Split) -> dict[str, Any]:
     optim, num_images = settings.optim, len(split.train_indices)
-    num_workers = settings.compute.num_workers
+    num_workers = settings.compute.workers.high
     batch_size = optim.worker_batch(num_images, num_workers)
     world_batch = batch_size * num_workers * optim.accumulate_steps
     return {
@@ -154,7 +192,7 @@ def _plan(settings: TrainSettings, dataset: Dataset, split: Split) -> dict[str, 
         "world_batch": world_batch,
         "epochs": optim.num_epochs(num_images),
         "peak_lr": optim.peak_lr * world_batch / 256,
-        "workers": num_workers,
+        "workers": settings.compute.num_workers,
     }
 
 
@@ -166,7 +204,6 @@ def _open_run(settings: TrainSettings, home: Home, dataset: Dataset, split: Spli
     run_id = tracker.open_run(settings.tracking.experiment, name, params, tags)
     run = Run(name, run_id, "training", home.runs / name, settings)
     run.save()
-    run.save_split(split)
     return run
 
 
@@ -182,12 +219,12 @@ def _describe(console: Console, settings: TrainSettings, dataset: Dataset, split
     )
 
 
-def _train_and_record(run: Run, home: Home, device: str, console: Console) -> tuple[list[EpochReport], float]:
-    """The epochs and the seconds from the first batch to the last; the MLflow run is closed whatever happens."""
+def _train_and_record(run: Run, home: Home, device: str, model: Classifier, console: Console) -> float:
+    """The seconds from the first batch to the last; the MLflow run is closed whatever happens."""
     tracker = Tracker(home.tracking_uri, home.artifacts)
     tracker.resume_run(run.run_id)
     try:
-        return _fit_on_workers(run, home, device, console)
+        return _fit_on_workers(run, home, device, model, console)
     except KeyboardInterrupt:
         _close(tracker, run, "KILLED")
         console.print(f"stopped; go on with: rayapp train --resume {run.name}", highlight=False, soft_wrap=True)
@@ -204,54 +241,66 @@ def _close(tracker: Tracker, run: Run, status: Literal["KILLED", "FAILED"]) -> N
         log.warning("run %s could not be closed as %s: %s", run.run_id, status, error)
 
 
-def _fit_on_workers(run: Run, home: Home, device: str, console: Console) -> tuple[list[EpochReport], float]:
-    compute = run.settings.compute
-    storage = compute.storage_path or str(home.runs)
-    resumed = take_over(storage, run.name)
+def _fit_on_workers(run: Run, home: Home, device: str, model: Classifier, console: Console) -> float:
     board: Any = ray.remote(num_cpus=0)(Board).remote()
-    trainer = TorchTrainer(
-        train_worker,  # type: ignore[arg-type]  # Ray's stub forgets that it may return a value
-        train_loop_config={
+    has_weights = run.settings.model.pretrained or run.settings.model.init
+    trainer = _trainer(
+        run,
+        device,
+        {
             "settings": run.settings.model_dump(mode="json", by_alias=True),
             "data_folder": str(home.data),
+            "storage": run.storage,
+            "run": run.name,
             "tracking_uri": home.tracking_uri,
             "run_id": run.run_id,
             "spool": str(run.spool),
             "device": device,
             "board": board,
-            "resume_from": resumed,
+            # by the object store, so that no worker has to download what the driver has
+            "weights": ray.put(model.state_dict()) if has_weights else None,
+            "watch_notices": ray_address() is not None,
         },
+    )
+    try:
+        with shown(board, console, f"starting {run.settings.compute.num_workers} workers ..."):
+            result = _interruptible(trainer.fit)
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(_stopped(run, ray.get(board.reason.remote()) or _root_cause(error))) from error
+    outcome: dict[str, Any] = result.return_value  # type: ignore[attr-defined]  # missing in Ray's stub of Result
+    if "error" in outcome:
+        raise TrainingError(_stopped(run, outcome["error"]))
+    if outcome["unsent"]:
+        log.warning("%d metrics of run %s wait in %s for MLflow", outcome["unsent"], run.run_id, run.spool)
+    return float(outcome["seconds"])
+
+
+def _trainer(run: Run, device: str, worker_config: dict[str, Any]) -> TorchTrainer:
+    compute = run.settings.compute
+    workers = compute.workers
+    # cuBLAS repeats its sums in the same order only with a workspace of fixed size (torch.use_deterministic_algorithms)
+    environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if compute.deterministic and device == "cuda" else {}
+    return TorchTrainer(
+        train_worker,  # type: ignore[arg-type]  # Ray's stub forgets that it may return a value
+        train_loop_config=worker_config,
         torch_config=TorchConfig(timeout_s=600),
-        scaling_config=ScalingConfig(
-            num_workers=compute.num_workers,
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees those of Ray Train's first version
+            num_workers=tuple(workers) if workers.is_elastic else workers.high,  # type: ignore[arg-type]  # the same
+            elastic_resize_monitor_interval_s=compute.resize_every_s or 60.0,
             use_gpu=device == "cuda",
             resources_per_worker={"CPU": compute.threads_per_worker},
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]  # the same
             name=run.name,
-            storage_path=storage,
+            storage_path=run.storage,
             failure_config=FailureConfig(max_failures=compute.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            worker_runtime_env={"env_vars": environment},
         ),
     )
-    try:
-        with shown(board, console, f"starting {compute.num_workers} workers ..."):
-            result = _interruptible(trainer.fit)
-    except ray.train.TrainingFailedError as error:
-        raise TrainingError(
-            f"training stopped: {_root_cause(error)}; the last good checkpoint is kept, go on with:"
-            f" rayapp train --resume {run.name}"
-        ) from error
-    outcome: dict[str, Any] = result.return_value  # type: ignore[attr-defined]  # missing in Ray's stub of Result
-    if "error" in outcome:
-        raise TrainingError(outcome["error"])
-    epochs = [EpochReport(**row) for row in outcome["epochs"]]
-    last = result.checkpoint or resumed  # none is new where only the end of the run was lost
-    assert last is not None
-    _keep_last(run, last)
-    if outcome["unsent"]:
-        log.warning("%d metrics of run %s wait in %s for MLflow", outcome["unsent"], run.run_id, run.spool)
-    return epochs, float(outcome["seconds"])
+
+
+def _stopped(run: Run, reason: str) -> str:
+    return f"training stopped: {reason}; the last good checkpoint is kept, go on with: rayapp train --resume {run.name}"
 
 
 def _interruptible(function: Callable[[], T]) -> T:
@@ -280,68 +329,6 @@ def _root_cause(error: ray.train.TrainingFailedError) -> str:
     texts = [str(e).strip().splitlines()[-1] for e in failures.values()]  # the end of a remote traceback
     own = [t for t in texts if "gloo" not in t.lower() and "connection" not in t.lower()]
     return (own or texts)[0]
-
-
-def _keep_last(run: Run, checkpoint: Checkpoint) -> None:
-    """Copy the last checkpoint, wherever Ray stored it, beside the run's other files."""
-    with checkpoint.as_directory() as folder:
-        shutil.copytree(folder, run.checkpoint_folder, dirs_exist_ok=True)
-
-
-def _write_bundle(run: Run, model: Classifier, info: DatasetInfo, split: Split, epochs: list[EpochReport]) -> None:
-    best = [e for e in epochs if e.is_best][-1]
-    saved = torch.load(run.checkpoint_folder / CHECKPOINT, map_location="cpu", weights_only=True)
-    model.load_state_dict(saved["best_weights"])
-    manifest = Manifest(
-        model=run.settings.model,
-        preprocess=info.preprocess,
-        class_names=info.class_names,
-        mean=info.mean,
-        std=info.std,
-        data=run.settings.data,
-        data_digest=info.digest,
-        split_digest=split.digest,
-        git_sha=git_sha(),
-        versions=package_versions(),
-        metrics={"val_accuracy": best.val_accuracy, "val_loss": best.val_loss, "best_epoch": float(best.epoch)},
-    )
-    write_bundle(run.bundle_folder, model, manifest)
-
-
-def _read_epochs(run: Run) -> list[EpochReport]:
-    return [EpochReport(**row) for row in json.loads((run.checkpoint_folder / HISTORY).read_text(encoding="utf-8"))]
-
-
-def _deliver(run: Run, home: Home, epochs: list[EpochReport], console: Console) -> ModelVersion | None:
-    """The registered version (None with register false), once MLflow has metrics, curves, checkpoint and bundle.
-
-    Raises RegistryError where MLflow does not answer: the bundle stays in the run's folder, to be sent by --resume.
-    """
-    best = [e for e in epochs if e.is_best][-1]
-    metrics = MetricLog(home.tracking_uri, run.run_id, run.spool)
-    metrics.log({"best_val_accuracy": best.val_accuracy, "best_val_loss": best.val_loss}, best.epoch)
-    try:
-        unsent = metrics.close(timeout_s=DELIVERY_TIMEOUT_S)
-        if unsent:
-            raise RegistryError(f"MLflow at {home.tracking_uri} does not answer ({unsent} metrics wait)")
-        tracker, registry = Tracker(home.tracking_uri, home.artifacts), Registry(home.tracking_uri)
-        with tempfile.TemporaryDirectory() as folder:
-            curves = Path(folder) / "curves.png"
-            plot_curves(epochs, curves)
-            tracker.log_artifact(run.run_id, curves, "")
-        tracker.log_artifact(run.run_id, run.folder / "split.npz", "data")
-        tracker.log_artifact(run.run_id, run.checkpoint_folder / CHECKPOINT, "checkpoint")
-        source = registry.log_bundle(run.run_id, run.bundle_folder)
-        tags = {"val_accuracy": f"{best.val_accuracy:.6f}"}
-        tracker.close_run(run.run_id, "FINISHED")
-        # last, so that a delivery that is repeated cannot register twice
-        version = registry.register(run.run_id, source, tags=tags) if run.settings.register_model else None
-    except RegistryError as error:
-        raise RegistryError(
-            f"{error}; the model is trained and kept in {run.bundle_folder},"
-            f" send it with: rayapp train --resume {run.name}"
-        ) from error
-    return version
 
 
 def _say_result(console: Console, result: Trained) -> None:

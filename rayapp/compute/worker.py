@@ -2,77 +2,114 @@
 
 from __future__ import annotations
 
-import json
-import tempfile
+import logging
 import time
-from dataclasses import asdict
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import ray
+import ray.train
 import ray.train.torch
 import torch
-from ray.train import Checkpoint
+import torch.distributed as dist
 from torch import nn
 
+from rayapp.compute.checkpoints import Checkpoints, Keeper
+from rayapp.compute.cost import nodes_of
 from rayapp.compute.progress import Narrator
-from rayapp.errors import RayAppError
+from rayapp.compute.streams import StreamedBatches
+from rayapp.config import ModelConfig
+from rayapp.errors import RayAppError, TrainingError
 from rayapp.registry.tracking import MetricLog
 from rayapp.settings import TrainSettings, validate
 from rayapp.vision.augment import Augment
-from rayapp.vision.batches import Batches, Shard
+from rayapp.vision.batches import Batches, ResidentBatches, Shard
 from rayapp.vision.datasets import DatasetInfo, load
-from rayapp.vision.loop import EpochReport, StepReport, TrainState, fit
+from rayapp.vision.flops import flops_per_image, mfu, peak_flops
+from rayapp.vision.loop import EpochReport, StepReport, fit
 from rayapp.vision.models import Classifier, build_model
+from rayapp.vision.preprocess import Images
+from rayapp.vision.state import TrainState
 
-HISTORY = "history.json"
+log = logging.getLogger(__name__)
 VALIDATION_BATCH = 512
+ALL_EPOCHS = 10**9
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
-    """Rank 0's epochs and training seconds, or the sentence of a RayAppError, which no restart would heal."""
+    """Rank 0's training seconds, or under "error" the sentence of what no restart would heal.
+
+    Where all ranks stop together that is returned. Where one rank alone cannot go on, the others wait for it in a
+    collective that only Ray can end: the sentence is left on the board, the rank fails, the restarted ranks return it.
+    """
+    board = config["board"]
+    if reason := ray.get(board.reason.remote()):
+        return {"error": reason}
     try:
         return _train_rank(config)
-    except RayAppError as error:
+    except TrainingError as error:
         return {"error": str(error)}
+    except (RayAppError, MemoryError, RuntimeError) as error:
+        if sentence := hopeless(error, ray.train.get_context().get_world_rank()):
+            ray.get(board.give_up.remote(sentence))
+        raise
+
+
+def hopeless(error: Exception, rank: int) -> str:
+    """What to tell about an error that would come again after a restart; nothing about others."""
+    if isinstance(error, RayAppError):
+        return str(error)
+    # torch's allocators: OutOfMemoryError of CUDA, a plain RuntimeError of the CPU
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return (
+            f"rank {rank} is out of memory ({' '.join(str(error).split())[:200]}); lower --optim.batch_size, and raise"
+            " --optim.accumulate_steps to keep the world batch"
+        )
+    return ""
 
 
 def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
-    settings = validate(TrainSettings, config["settings"])
+    settings, board = validate(TrainSettings, config["settings"]), config["board"]
     context = ray.train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
-    torch.set_num_threads(settings.compute.threads_per_worker)
-    torch.manual_seed(settings.seed)
-    device = torch.device(config["device"]) if config["device"] != "cuda" else ray.train.torch.get_device()
+    device = _prepare(settings, config["device"])
     train, validation, info = _batches(settings, Path(config["data_folder"]), shard, device)
-    model = model_for(settings, info).to(device)
-    state = TrainState.create(model, train, settings.optim)
-    epochs = _restore(state, config["resume_from"])
+    model = model_for(ModelConfig(name=settings.model.name), info)
+    if config["weights"] is not None:
+        model.load_state_dict(ray.get(config["weights"]))
+    state = TrainState.create(model.to(device), train, settings.optim)
+    checkpoints = Checkpoints(config["storage"], config["run"], keep=settings.checkpoint.keep)
+    nodes, watch_notices = _nodes(shard.world), config["watch_notices"]
+    keeper = Keeper(checkpoints, state, shard, settings.checkpoint, nodes=nodes, watch_notices=watch_notices)
+    keeper.resume(say=lambda text: board.say.remote(text))
+    _say_world(board, settings, state, train)
+    watcher = _Watcher(config, state, _utilisation(state, info, shard.world, device)) if shard.rank == 0 else None
     reports = fit(
         state,
         train,
         validation,
         settings.optim,
-        network=_distributed(model, shard, device),
+        distribute=lambda net: _distributed(net, settings, shard, device),
+        frozen_epochs=ALL_EPOCHS if settings.model.freeze_backbone else settings.model.frozen_epochs,
         seed=settings.seed,
-        report_every_steps=settings.tracking.log_every_steps,
+        report_every_steps=min(settings.tracking.log_every_steps, settings.checkpoint.every_steps or ALL_EPOCHS),
     )
     started = time.monotonic()
-    watcher = _Watcher(config, state) if shard.rank == 0 else None
     for report in reports:
         if watcher:
             watcher.see(report)
-        if isinstance(report, EpochReport):
-            epochs.append(report)
-            _checkpoint(state, epochs, shard.rank)
+        keeper.see(report)
+    keeper.close()
     unsent = watcher.close() if watcher else 0
-    return {"epochs": [asdict(e) for e in epochs], "seconds": time.monotonic() - started, "unsent": unsent}
+    return {"seconds": time.monotonic() - started, "unsent": unsent}
 
 
-def model_for(settings: TrainSettings, info: DatasetInfo) -> Classifier:
-    """The untrained model of a data set; the same on every rank and on the driver."""
+def model_for(config: ModelConfig, info: DatasetInfo) -> Classifier:
+    """The model of a data set before training; the same on every rank and on the driver."""
     return build_model(
-        settings.model,
+        config,
         num_classes=info.num_classes,
         image_px=min(info.height_px, info.width_px),
         mean=info.mean,
@@ -80,76 +117,115 @@ def model_for(settings: TrainSettings, info: DatasetInfo) -> Classifier:
     )
 
 
+def _prepare(settings: TrainSettings, kind: str) -> torch.device:
+    """This worker's device, with torch set up for it."""
+    torch.set_num_threads(settings.compute.threads_per_worker)
+    torch.manual_seed(settings.seed)
+    # TF32 in matrix products and convolutions: what is lost is less than bf16 loses, and on CPUs it changes nothing
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not settings.compute.deterministic
+    torch.use_deterministic_algorithms(settings.compute.deterministic)
+    return torch.device(kind) if kind != "cuda" else ray.train.torch.get_device()
+
+
 def _batches(
     settings: TrainSettings, data_folder: Path, shard: Shard, device: torch.device
 ) -> tuple[Batches, Batches, DatasetInfo]:
+    """Training batches, validation batches and the data set's description."""
     dataset = load(settings.data, data_folder)
-    split, info, optim = dataset.split(settings.data), dataset.info, settings.optim
-    train = Batches(
-        dataset.train,
-        split.train_indices,
-        batch_size=optim.worker_batch(len(split.train_indices), shard.world),
-        device=device,
-        augment=Augment.from_config(settings.augment, height_px=info.height_px, flip=info.flip),
-        shard=shard,
-        seed=settings.seed,
-    )
-    validation = Batches(
-        dataset.train, split.validation_indices, batch_size=VALIDATION_BATCH, device=device, shard=shard
-    )
-    return train, validation, info
+    split, info = dataset.split(settings.data), dataset.info
+    shape: dict[str, Any] = {"height_px": info.height_px, "flip": info.flip, "num_classes": info.num_classes}
+    training: dict[str, Any] = {
+        "batch_size": settings.optim.worker_batch(len(split.train_indices), shard.world),
+        "augment": Augment.from_config(settings.augment, **shape),
+        "seed": settings.seed,
+    }
+    placed: dict[str, Any] = {"device": device, "shard": shard}
+    images, rows = dataset.train, (split.train_indices, split.validation_indices)
+    if isinstance(images, Images):
+        train = ResidentBatches(images, rows[0], **training, **placed)
+        return train, ResidentBatches(images, rows[1], batch_size=VALIDATION_BATCH, **placed), info
+    data = settings.data
+    placed |= {"preprocess": info.preprocess, "memory_bytes": data.memory_bytes, "on_error": data.on_error}
+    streamed = StreamedBatches(images.subset(rows[0]), **training, **placed)
+    return streamed, StreamedBatches(images.subset(rows[1]), batch_size=VALIDATION_BATCH, **placed), info
 
 
-def _distributed(model: Classifier, shard: Shard, device: torch.device) -> nn.Module:
-    if shard.world == 1:
-        return model
-    # buffers are averaged once an epoch by fit(): sending them with every batch would cost a second exchange
-    options = {"broadcast_buffers": False}
-    return ray.train.torch.prepare_model(model, move_to_device=device, parallel_strategy_kwargs=options)
+def _distributed(model: nn.Module, settings: TrainSettings, shard: Shard, device: torch.device) -> nn.Module:
+    """The model as the loop calls it: compiled where wanted, gradients averaged over the ranks."""
+    network = model
+    if shard.world > 1:
+        if settings.optim.sync_batch_norm:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = ray.train.torch.prepare_model(
+            network,
+            move_to_device=device,
+            parallel_strategy_kwargs={
+                # norm statistics are averaged once an epoch by fit(): with every batch it would be a second exchange
+                "broadcast_buffers": False,
+                "gradient_as_bucket_view": True,
+                # this keeps DDP from forming its buckets anew after the first step, which with 3 ranks and more changes
+                # the order of sums, so that a resumed run would differ in the last bit
+                "find_unused_parameters": settings.compute.deterministic,
+            },
+        )
+    return torch.compile(network) if settings.compute.compile else network  # type: ignore[return-value]  # its stub
 
 
-def _restore(state: TrainState, resumed: Checkpoint | None) -> list[EpochReport]:
-    """The epochs done so far, with state where they left it; none in a new run. Ray's checkpoint is this attempt's."""
-    checkpoint = ray.train.get_checkpoint() or resumed
-    if checkpoint is None:
-        return []
-    with checkpoint.as_directory() as folder:
-        state.restore(Path(folder))
-        return [EpochReport(**row) for row in json.loads((Path(folder) / HISTORY).read_text(encoding="utf-8"))]
+def _nodes(world: int) -> dict[str, int]:
+    """Kind -> number of the nodes that the ranks are on."""
+    own = ray.get_runtime_context().get_node_id()
+    ids: list[Any] = [own] * world
+    if dist.is_initialized():
+        dist.all_gather_object(ids, own)
+    return nodes_of(ids, ray.nodes())
 
 
-def _checkpoint(state: TrainState, epochs: list[EpochReport], rank: int) -> None:
-    """Hand rank 0's state to Ray, which copies it to the storage; a barrier for all ranks."""
-    latest = epochs[-1]
-    metrics = {"epoch": latest.epoch, "val_accuracy": latest.val_accuracy, "val_loss": latest.val_loss}
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint = None
-        if rank == 0:
-            state.save(Path(folder))
-            (Path(folder) / HISTORY).write_text(json.dumps([asdict(e) for e in epochs]), encoding="utf-8")
-            checkpoint = Checkpoint.from_directory(folder)
-        ray.train.report(metrics, checkpoint=checkpoint)
+def _say_world(board: Any, settings: TrainSettings, state: TrainState, train: Batches) -> None:
+    """An elastic run says how many train from here on: the learning rate follows."""
+    if train.shard.rank == 0 and settings.compute.workers.is_elastic:
+        world_batch = train.batch_size * train.shard.world * settings.optim.accumulate_steps
+        board.say.remote(
+            f"{train.shard.world} of {settings.compute.num_workers} workers: world batch {world_batch},"
+            f" peak rate {state.peak_lr:g}"
+        )
+
+
+def _utilisation(
+    state: TrainState, info: DatasetInfo, world: int, device: torch.device
+) -> Callable[[float], float] | None:
+    """The MFU (0-1) at so many images a second of all ranks; None where the device's peak is not known (CPUs)."""
+    peak = peak_flops(torch.cuda.get_device_name(device), state.precision) if device.type == "cuda" else None
+    if peak is None:
+        return None
+    flops = flops_per_image(state.model, min(info.height_px, info.width_px))
+    return partial(mfu, flops, num_gpus=world, peak=peak)
 
 
 class _Watcher:
     """Sends rank 0's reports to MLflow and to the progress line; neither can hold up the loop."""
 
-    def __init__(self, config: dict[str, Any], state: TrainState) -> None:
+    def __init__(self, config: dict[str, Any], state: TrainState, utilisation: Callable[[float], float] | None) -> None:
         self._metrics = MetricLog(config["tracking_uri"], config["run_id"], Path(config["spool"]))
         self._board = config["board"]
-        self._num_steps = state.num_epochs * state.steps_per_epoch
-        self._narrator = Narrator(state.schedule.last_epoch)
+        self._narrator = Narrator(state.step)
+        self._num_steps = 0
+        self._utilisation = utilisation
 
     def see(self, report: StepReport | EpochReport) -> None:
         """Log one report: step metrics by optimiser step, epoch metrics by epoch; one axis a name (FAULTS 17)."""
         if isinstance(report, StepReport):
+            self._num_steps = report.num_steps
             names = ("loss", "accuracy", "lr", "images_per_s")
             self._metrics.log({f"train/{n}": getattr(report, n) for n in names}, report.step)
         else:
             self._metrics.log({"val/loss": report.val_loss, "val/accuracy": report.val_accuracy}, report.epoch)
-            names = ("train_loss", "train_accuracy", "seconds", "images_per_s")
-            self._metrics.log({f"epoch/{n}": getattr(report, n) for n in names}, report.epoch)
-        self._board.write.remote(self._narrator.line(report, self._num_steps))
+            whole = ("train_loss", "train_accuracy", "seconds", "images_per_s", "data_seconds", "memory_peak_mb")
+            self._metrics.log({f"epoch/{n}": getattr(report, n) for n in whole}, report.epoch)
+            if self._utilisation:
+                self._metrics.log({"epoch/mfu": self._utilisation(report.images_per_s)}, report.epoch)
+        self._board.write.remote(self._narrator.line(report, self._num_steps or report.step))
 
     def close(self) -> int:
         """The number of metrics that could not leave in a moment; the spool keeps them for the driver to send."""

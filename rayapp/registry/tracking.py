@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import requests
 from filelock import FileLock
@@ -33,7 +33,16 @@ ANSWER_TIMEOUT_S = 3.0  # for a server to say that it is there
 TABLES_TIMEOUT_S = 60.0  # for another process to make the tables of a new database, which takes 3 s
 MAX_PARAM_CHARS, MAX_TAG_CHARS = 6000, 8000  # mlflow.utils.validation, 3.17
 MAX_METRICS = 1000  # in one log_batch
+MAX_PAST_RUNS = 20
 SEND_EVERY_S, LONGEST_WAIT_S, CLOSING_WAIT_S = 2.0, 30.0, 0.5
+
+
+class PastRun(NamedTuple):
+    """A run that has finished: the last value of each metric, and the tags."""
+
+    run_id: str
+    metrics: Mapping[str, float]
+    tags: Mapping[str, str]
 
 
 @contextmanager
@@ -80,6 +89,25 @@ class Tracker:
         """Mark a run as ended."""
         with connected(self._uri) as client:
             client.set_terminated(run_id, status)
+
+    def past_runs(self, tags: Mapping[str, str]) -> list[PastRun]:
+        """The newest finished runs of all experiments that carry these tags, newest first, at most MAX_PAST_RUNS.
+
+        A database that is not there yet is not made. Raises RegistryUnavailable.
+        """
+        database = _database(self._uri)
+        if database and not database.exists():
+            return []
+        conditions = ["attributes.status = 'FINISHED'"]
+        conditions += [f'tags."{name}" = {_quoted(value)}' for name, value in tags.items()]
+        with connected(self._uri) as client:
+            runs = client.search_runs(
+                [experiment.experiment_id for experiment in client.search_experiments()],
+                " AND ".join(conditions),
+                max_results=MAX_PAST_RUNS,
+                order_by=["attributes.start_time DESC"],
+            )
+        return [PastRun(run.info.run_id, dict(run.data.metrics), dict(run.data.tags)) for run in runs]
 
     def log_artifact(self, run_id: str, path: Path, folder: str = "") -> None:
         """Upload one file to a folder of the run's artifacts."""
@@ -192,18 +220,32 @@ class MetricLog:
 
 def _client(tracking_uri: str) -> MlflowClient:
     from mlflow import MlflowClient
-    from sqlalchemy import make_url
 
-    database = make_url(tracking_uri).database if tracking_uri.startswith("sqlite") else None
-    if not database:
+    path = _database(tracking_uri)
+    if path is None:
         return MlflowClient(tracking_uri, registry_uri=tracking_uri)
-    path = Path(database)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{path}.lock", timeout=TABLES_TIMEOUT_S):  # two processes that make the tables at once both fail
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA schema_version")  # MLflow tries for minutes to read a file that is no database
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of every table it makes
         return MlflowClient(tracking_uri, registry_uri=tracking_uri)
+
+
+def _database(tracking_uri: str) -> Path | None:
+    """The file of an sqlite database; None for other stores."""
+    if not tracking_uri.startswith("sqlite"):
+        return None
+    from sqlalchemy import make_url
+
+    name = make_url(tracking_uri).database
+    return Path(name) if name else None
+
+
+def _quoted(value: str) -> str:
+    """A value in MLflow's search language, which has no escape for a quote."""
+    quote = '"' if "'" in value else "'"
+    return f"{quote}{value}{quote}"
 
 
 def _require_answer(tracking_uri: str) -> None:

@@ -1,9 +1,14 @@
-"""uint8 batches of one rank, from images that are resident on the device."""
+"""uint8 batches of one rank: what the loop asks for, and how images that are resident on the device give it.
+
+Nothing in an epoch depends on what was drawn before: order and augmentation are functions of seed, epoch, position and
+rank, so the position is all that a resumed run has to know.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -11,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayapp.vision.augment import Augment
-from rayapp.vision.datasets import Images
+from rayapp.vision.preprocess import Images
 
-# A sequence of whole numbers that names one stream of random numbers: seed, epoch, rank.
+# A sequence of whole numbers that names one stream of random numbers: seed, epoch, position, rank.
 SeedKey = tuple[int, ...]
 
 
@@ -25,12 +30,39 @@ class Shard:
     world: int = 1
 
 
-class Batches:
-    """Batches of (images_nhwc uint8, labels_n int64) of one shard, all on one device.
+class Batch(NamedTuple):
+    """images_nhwc: (N, H, W, 3) uint8. labels_n: (N,) int64. targets_nk: (N, K) float32 where labels are mixed."""
 
-    Training batches (augment given) are shuffled anew each epoch, the same way on every rank, and all have
-    batch_size images, so that each rank takes equally many steps; what is left over is dropped from this epoch.
-    Evaluation batches (augment None) keep the order and drop nothing, so that a sum over ranks counts each image once.
+    images_nhwc: Tensor
+    labels_n: Tensor
+    targets_nk: Tensor | None = None
+
+
+class Batches(Protocol):
+    """The batches of one rank. done counts images of an epoch that all ranks together have taken.
+
+    batch_size: images that a rank takes at once. num_images: of all ranks, before any are dropped. Training ranks take
+    equally many batches, so that none waits for ever for another one's gradients.
+    """
+
+    shard: Shard
+    device: torch.device
+    batch_size: int
+    num_images: int
+
+    def num_batches(self, done: int = 0) -> int:
+        """Batches of this rank that are left in an epoch."""
+
+    def epoch(self, epoch: int, done: int = 0) -> Iterator[Batch]:
+        """Those batches; the same epoch, done and world give the same ones."""
+
+
+class ResidentBatches:
+    """Batches of images that all lie on the device as uint8.
+
+    Training batches (augment given) are slices of a permutation that is the same on every rank, of which each rank
+    takes its share, so that a run goes on exactly with another number of ranks; what is left over is dropped from this
+    epoch. Evaluation batches (augment None) keep the order and drop nothing: a sum over ranks counts each image once.
     """
 
     def __init__(
@@ -45,37 +77,42 @@ class Batches:
         seed: int = 0,
     ) -> None:
         self.shard = shard or Shard()
+        self.device = device
         self.augment = augment
         self.seed = seed
+        self.num_images = len(indices)
         own = indices if augment else indices[self.shard.rank :: self.shard.world]
-        self.images_nhwc = torch.from_numpy(np.ascontiguousarray(images.images_nhwc[own])).to(device)
-        self.labels_n = torch.from_numpy(np.ascontiguousarray(images.labels_n[own])).to(device)
-        per_rank = len(own) // self.shard.world if augment else len(own)
+        self._images_nhwc = torch.from_numpy(np.ascontiguousarray(images.images_nhwc[own])).to(device)
+        self._labels_n = torch.from_numpy(np.ascontiguousarray(images.labels_n[own])).to(device)
         # a data set smaller than one batch is one smaller batch, not none
-        self.batch_size = max(1, min(batch_size, per_rank))
-        self.num_batches = per_rank // self.batch_size if augment else -(-per_rank // self.batch_size)
+        self.batch_size = max(1, min(batch_size, len(indices) // self.shard.world))
 
-    @property
-    def num_images(self) -> int:
-        """Images that this rank delivers in an epoch."""
-        return self.num_batches * self.batch_size if self.augment else len(self.labels_n)
+    def num_batches(self, done: int = 0) -> int:
+        """Batches of this rank that are left in an epoch."""
+        if self.augment:
+            return (self.num_images - done) // (self.batch_size * self.shard.world)
+        return -(-len(self._labels_n) // self.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of an epoch; the same epoch number gives the same batches."""
-        order_n = self._order(epoch)
-        generator = torch.Generator().manual_seed(mixed_seed((self.seed, epoch, self.shard.rank)))
-        for at in range(self.num_batches):
-            rows = order_n[at * self.batch_size : (at + 1) * self.batch_size]
-            images_nhwc, labels_n = self.images_nhwc[rows], self.labels_n[rows]
-            yield (self.augment(images_nhwc, generator) if self.augment else images_nhwc), labels_n
+    def epoch(self, epoch: int, done: int = 0) -> Iterator[Batch]:
+        """Those batches; the same epoch, done and world give the same ones."""
+        return self._training(self.augment, epoch, done) if self.augment else self._evaluation()
 
-    def _order(self, epoch: int) -> Tensor:
-        n = len(self.labels_n)
-        if not self.augment:
-            return torch.arange(n, device=self.labels_n.device)
+    def _training(self, augment: Augment, epoch: int, done: int) -> Iterator[Batch]:
+        rank, world = self.shard.rank, self.shard.world
         same_everywhere = torch.Generator().manual_seed(mixed_seed((self.seed, epoch)))
-        order_n = torch.randperm(n, generator=same_everywhere)[self.shard.rank :: self.shard.world]
-        return order_n.to(self.labels_n.device)
+        order_n = torch.randperm(self.num_images, generator=same_everywhere).to(self.device)
+        generator = torch.Generator(self.device)
+        world_batch = self.batch_size * world
+        for at in range(done, done + self.num_batches(done) * world_batch, world_batch):
+            rows = order_n[at + rank : at + world_batch : world]
+            labels_n = self._labels_n[rows]
+            generator.manual_seed(mixed_seed((self.seed, epoch, at, rank)))
+            images_nhwc, targets_nk = augment(self._images_nhwc[rows], labels_n, generator)
+            yield Batch(images_nhwc, labels_n, targets_nk)
+
+    def _evaluation(self) -> Iterator[Batch]:
+        parts = (self._images_nhwc.split(self.batch_size), self._labels_n.split(self.batch_size))
+        yield from (Batch(images_nhwc, labels_n) for images_nhwc, labels_n in zip(*parts, strict=True))
 
 
 def mixed_seed(key: SeedKey) -> int:

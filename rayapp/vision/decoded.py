@@ -1,4 +1,4 @@
-"""Decoded images on disk: made once by one process, mapped into memory by all.
+"""Decoded images: on disk, made once by one process and mapped into memory by all; or a few at a time, kept nowhere.
 
     CACHE/NAME-KEY/images.npy   (N, H, W, 3) uint8, RGB
                    labels.npy   (N,) int64
@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
 
@@ -27,8 +28,9 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from rayapp.errors import DataError, ImageError
+from rayapp.vision.parts import Chunk, Int64Array, Item, Part
 from rayapp.vision.preprocess import PreprocessSpec, UInt8Array, open_image
-from rayapp.vision.sources import Int64Array, Item, Part, digest_of
+from rayapp.vision.sources import digest_of
 from rayapp.vision.tree import NUM_READERS, Progress, writing
 
 logger = logging.getLogger(__name__)
@@ -115,6 +117,53 @@ def _fill(place: Path, part: Part, spec: PreprocessSpec | None) -> None:
         os.replace(target, place)  # at once: a folder that is there is whole
 
 
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+class Run(NamedTuple):
+    """Images that follow one another. problems: name and reason where one is corrupt and black, "" where it is not."""
+
+    images_nhwc: UInt8Array
+    labels_n: Int64Array
+    problems: list[str]
+
+    def cut(self, num_images: int) -> tuple[Run, Run | None]:
+        """The first num_images, and the others if there are any."""
+        if len(self.labels_n) <= num_images:
+            return self, None
+        return self._slice(slice(num_images)), self._slice(slice(num_images, None))
+
+    def _slice(self, rows: slice) -> Run:
+        return Run(self.images_nhwc[rows], self.labels_n[rows], self.problems[rows])
+
+
+def decode_chunks(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int) -> Iterator[Run]:
+    """The images of chunks in order, at_once in a run, the last run shorter. Raises DataError where a file is gone."""
+    contents = _contents(chunks)
+    labels_n = np.concatenate([chunk.labels_n for chunk in chunks])
+    black_hwc = np.zeros((spec.height_px, spec.width_px, 3), dtype=np.uint8)
+    for at in range(0, len(labels_n), at_once):
+        pictures = [_picture(spec, name, data) for name, data in islice(contents, at_once)]
+        images = [black_hwc if picture.pixels_hwc is None else picture.pixels_hwc for picture in pictures]
+        problems = [picture.problem and f"{picture.name} ({picture.problem})" for picture in pictures]
+        yield Run(np.stack(images), labels_n[at : at + at_once], problems)
+
+
+def _contents(chunks: Sequence[Chunk]) -> Iterator[tuple[str, bytes | UInt8Array]]:
+    """Name and content of each image in order; of scattered ones NUM_READERS are read at once."""
+    items = chain.from_iterable(chunk.items() for chunk in chunks)
+    if not chunks[0].scattered:
+        yield from ((item.name, item.read()) for item in items)
+        return
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        reads = ((item.name, pool.submit(item.read)) for item in items)
+        ahead = deque(islice(reads, NUM_READERS))
+        while ahead:
+            name, read = ahead.popleft()
+            yield name, read.result()
+            ahead.extend(islice(reads, 1))
+
+
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
@@ -155,14 +204,17 @@ def _own_size(part: Part) -> PreprocessSpec | None:
 
 
 def _decode_one(spec: PreprocessSpec | None, item: Item) -> _Picture:
-    data = item.read()
+    return _picture(spec, item.name, item.read())
+
+
+def _picture(spec: PreprocessSpec | None, name: str, data: bytes | UInt8Array) -> _Picture:
     try:
         # what PreprocessSpec.decode() does, in two steps for the size and mode between them
         image = open_image(data) if isinstance(data, bytes) else Image.fromarray(data)
         pixels_hwc = spec.from_image(image) if spec else None
     except ImageError as error:
-        return _Picture(item.name, problem=str(error).split(";")[0])
-    return _Picture(item.name, pixels_hwc, image.size, image.mode in GREY_MODES)
+        return _Picture(name, problem=str(error).split(";")[0])
+    return _Picture(name, pixels_hwc, image.size, image.mode in GREY_MODES)
 
 
 def _write(part: Part, target: Path, spec: PreprocessSpec, *, any_size: bool) -> About:

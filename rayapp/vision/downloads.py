@@ -17,7 +17,8 @@ from filelock import FileLock
 
 from rayapp.config import DataConfig
 from rayapp.errors import DataError
-from rayapp.vision.sources import Part, Source, digest_of
+from rayapp.vision.parts import Part
+from rayapp.vision.sources import Source, digest_of
 
 logger = logging.getLogger(__name__)
 

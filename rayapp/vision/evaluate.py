@@ -13,10 +13,11 @@ import numpy as np
 from rayapp.config import DataConfig
 from rayapp.errors import DataError
 from rayapp.vision.bundle import Bundle
-from rayapp.vision.datasets import Dataset, Images, load
+from rayapp.vision.datasets import Dataset, load
 from rayapp.vision.metrics import Scores, score
 from rayapp.vision.plots import plot_calibration, plot_classes, plot_confusion
 from rayapp.vision.predictor import Float32Array, Predictor
+from rayapp.vision.preprocess import Images
 
 SplitName = Literal["test", "validation"]
 
@@ -63,7 +64,7 @@ class Report:
 def evaluate_bundle(predictor: Predictor, dataset: Dataset, *, split: SplitName, batch_size: int = 256) -> Report:
     """The report of a predictor on the test or validation split of its bundle's data set (see dataset_of)."""
     manifest = predictor.bundle.manifest
-    images = dataset.test if split == "test" else _validation(dataset, manifest.data)
+    images = dataset.test if split == "test" else dataset.validation(manifest.data)
     probabilities_nk = predict_all(predictor, images, batch_size=batch_size)
     return Report(
         scores=score(probabilities_nk, np.asarray(images.labels_n), manifest.class_names),
@@ -96,8 +97,3 @@ def predict_all(predictor: Predictor, images: Images, *, batch_size: int) -> Flo
     n = len(images.labels_n)
     parts = [predictor.predict(images.images_nhwc[at : at + batch_size]) for at in range(0, n, batch_size)]
     return np.concatenate(parts)
-
-
-def _validation(dataset: Dataset, config: DataConfig) -> Images:
-    rows = dataset.split(config).validation_indices
-    return Images(dataset.train.images_nhwc[rows], dataset.train.labels_n[rows])

@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import contextlib
 import math
-import os
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import LambdaLR
 
 from rayapp.config import OptimConfig
 from rayapp.errors import TrainingError
-from rayapp.vision.batches import Batches, mixed_seed
+from rayapp.vision.batches import Batch, Batches, mixed_seed
 from rayapp.vision.metrics import Means, MetricSums
-from rayapp.vision.models import train_mode
-
-REFERENCE_BATCH = 256  # the world batch that OptimConfig.lr is meant for
-CHECKPOINT = "state.pt"
+from rayapp.vision.models import set_frozen, train_mode
+from rayapp.vision.state import TrainState, average_norm_statistics
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,11 @@ class StepReport:
 
 @dataclass(frozen=True)
 class EpochReport:
-    """One pass over the training images and one over the validation images, of all ranks. epoch counts from 1."""
+    """One pass over the training images and one over the validation images, of all ranks. epoch counts from 1.
+
+    After a resume in mid-epoch, losses and accuracies are of the whole epoch, times and rates of the part since then.
+    data_seconds: this rank's time until batches were there. memory_peak_mb: of the GPU, else of this process.
+    """
 
     epoch: int
     num_epochs: int
@@ -60,85 +59,8 @@ class EpochReport:
     images_per_s: float
     is_best: bool
     is_last: bool
-
-
-@dataclass
-class TrainState:
-    """All that a run needs to go on: model, optimiser, schedule, scaler, best weights, position."""
-
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    schedule: LambdaLR
-    scaler: torch.amp.GradScaler
-    precision: torch.dtype
-    num_epochs: int
-    steps_per_epoch: int
-    epoch: int = 0  # epochs done
-    best_accuracy: float = -1.0
-    best_loss: float = math.inf
-    best_epoch: int = 0
-    best_weights: dict[str, Tensor] = field(default_factory=dict)
-
-    @classmethod
-    def create(cls, model: nn.Module, train: Batches, config: OptimConfig) -> TrainState:
-        """The state before the first step. The learning rate follows the world batch (Goyal et al. 2017)."""
-        world_batch = train.batch_size * train.shard.world * config.accumulate_steps
-        num_epochs = config.num_epochs(len(train.labels_n))
-        steps_per_epoch = -(-train.num_batches // config.accumulate_steps)
-        optimizer = _optimizer(model, config, lr=config.peak_lr * world_batch / REFERENCE_BATCH)
-        schedule = LambdaLR(optimizer, _lr_factor(config, num_epochs * steps_per_epoch))
-        device = next(model.parameters()).device
-        precision = resolve_precision(config.precision, device)
-        scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-        return cls(model, optimizer, schedule, scaler, precision, num_epochs, steps_per_epoch)
-
-    @property
-    def is_done(self) -> bool:
-        """Whether no epoch is left."""
-        return self.epoch >= self.num_epochs
-
-    def save(self, folder: Path) -> None:
-        """Write folder/state.pt: whole or not at all, so that a full disk cannot leave half a checkpoint."""
-        partial = folder / f"{CHECKPOINT}.partial"
-        torch.save(
-            {
-                "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "schedule": {"last_epoch": self.schedule.last_epoch},
-                "scaler": self.scaler.state_dict(),
-                "position": {name: getattr(self, name) for name in _POSITION},
-                "best_weights": self.best_weights,
-            },
-            partial,
-        )
-        os.replace(partial, folder / CHECKPOINT)
-
-    def restore(self, folder: Path) -> None:
-        """Take up what save() wrote. Raises TrainingError where it is not of this model and recipe."""
-        device = next(self.model.parameters()).device
-        try:
-            saved: dict[str, Any] = torch.load(folder / CHECKPOINT, map_location=device, weights_only=True)
-            self.model.load_state_dict(saved["model"])
-            self.optimizer.load_state_dict(saved["optimizer"])
-        except (OSError, RuntimeError, KeyError, ValueError) as error:
-            raise TrainingError(f"checkpoint {folder} does not fit this run ({error}); start a new run") from error
-        # the schedule is a pure function of the step: its position is all there is to restore
-        self.schedule.last_epoch = saved["schedule"]["last_epoch"]
-        self.scaler.load_state_dict(saved["scaler"])
-        for name, value in saved["position"].items():
-            setattr(self, name, value)
-        self.best_weights = {name: tensor.cpu() for name, tensor in saved["best_weights"].items()}
-
-    def note(self, validation: Means) -> bool:
-        """Whether these are the best weights so far; if so they are kept. A tie goes to the lower loss."""
-        better = (validation.accuracy, -validation.loss) > (self.best_accuracy, -self.best_loss)
-        if better:
-            self.best_accuracy, self.best_loss, self.best_epoch = validation.accuracy, validation.loss, self.epoch
-            self.best_weights = {k: v.detach().cpu().clone() for k, v in self.model.state_dict().items()}
-        return better
-
-
-_POSITION = ("epoch", "num_epochs", "best_accuracy", "best_loss", "best_epoch")
+    data_seconds: float = 0.0
+    memory_peak_mb: float = 0.0
 
 
 def fit(
@@ -147,117 +69,158 @@ def fit(
     validation: Batches,
     config: OptimConfig,
     *,
-    network: nn.Module | None = None,
+    distribute: Callable[[nn.Module], nn.Module] | None = None,
+    frozen_epochs: int = 0,
     seed: int = 0,
     report_every_steps: int = 20,
 ) -> Iterator[StepReport | EpochReport]:
     """A StepReport every report_every_steps optimiser steps and an EpochReport an epoch, until state.is_done.
 
-    Runs on every rank alike; network is state.model wrapped for DDP. The device is waited for once a report, never a
-    batch. After an EpochReport state is at an epoch's end and may be saved. Raises TrainingError on a loss that is
-    not finite.
+    Runs on every rank alike. distribute wraps state.model (DDP, torch.compile); it is called again when the backbone
+    thaws after frozen_epochs. The device is waited for once a report, never a batch. After each report state may be
+    saved, and a run that restores it goes on with the same numbers. Raises TrainingError on a loss that is not finite.
     """
+    network, frozen = state.model, None
     while not state.is_done:
+        if frozen != (state.epoch < frozen_epochs):
+            frozen = state.epoch < frozen_epochs
+            if frozen_epochs:
+                set_frozen(state.model, frozen)
+            network = distribute(state.model) if distribute else state.model
         started = time.perf_counter()
-        # dropout draws from torch's own generator: seeded anew each epoch, a resumed run draws the same numbers
-        torch.manual_seed(mixed_seed((seed, state.epoch, train.shard.rank)))
-        sums = MetricSums(train.labels_n.device)
-        yield from _train_epoch(state, train, config, network or state.model, sums, report_every_steps)
-        _average_buffers(state.model)
-        means, val = sums.means(over_ranks=True), evaluate(state, validation)
-        state.epoch += 1
-        is_best = state.note(val)
-        if config.early_stop_patience and state.epoch - state.best_epoch >= config.early_stop_patience:
-            state.num_epochs = state.epoch
-        seconds = time.perf_counter() - started
-        yield EpochReport(
-            epoch=state.epoch,
-            num_epochs=state.num_epochs,
-            step=state.schedule.last_epoch,
-            train_loss=means.loss,
-            train_accuracy=means.accuracy,
-            val_loss=val.loss,
-            val_accuracy=val.accuracy,
-            lr=float(state.schedule.get_last_lr()[0]),
-            seconds=seconds,
-            images_per_s=means.num_images / seconds,
-            is_best=is_best,
-            is_last=state.is_done,
-        )
+        before = state.images_done
+        batches = _Timed(train.epoch(state.epoch, before))
+        yield from _train_epoch(state, train, batches, config, network, seed, report_every_steps)
+        num_images = state.images_done - before
+        yield _end_epoch(state, validation, config, started, num_images, batches.seconds)
 
 
 def evaluate(state: TrainState, batches: Batches) -> Means:
     """Mean loss (no smoothing) and accuracy over the batches of all ranks; a barrier. Images are not augmented."""
     state.model.eval()
-    sums = MetricSums(batches.labels_n.device)
+    sums = MetricSums(batches.device)
     with torch.inference_mode():
-        for images_nhwc, labels_n in batches.epoch(0):
+        for batch in batches.epoch(0):
             with _autocast(state):
-                logits_nk = state.model(images_nhwc)
-            sums.add(logits_nk, labels_n)
+                logits_nk = state.model(batch.images_nhwc)
+            sums.add(logits_nk, batch.labels_n)
     return sums.means(over_ranks=True)
 
 
-def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass. Raises TrainingError for a half precision on a device that gains nothing by it."""
-    if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    if wanted != "fp32" and device.type != "cuda":
-        raise TrainingError(
-            f"optim.precision '{wanted}' is for CUDA devices and slower on this one ({device.type}); say auto or fp32"
-        )
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
+def _end_epoch(
+    state: TrainState, validation: Batches, config: OptimConfig, started: float, num_images: int, data_seconds: float
+) -> EpochReport:
+    average_norm_statistics(state.model)
+    means, val = state.sums.means(over_ranks=True), evaluate(state, validation)
+    state.epoch, state.images_done, state.sums = state.epoch + 1, 0, MetricSums(validation.device)
+    is_best = state.note(val)
+    if config.early_stop_patience and state.epoch - state.best_epoch >= config.early_stop_patience:
+        state.num_epochs = state.epoch
+    seconds = time.perf_counter() - started
+    return EpochReport(
+        epoch=state.epoch,
+        num_epochs=state.num_epochs,
+        step=state.step,
+        train_loss=means.loss,
+        train_accuracy=means.accuracy,
+        val_loss=val.loss,
+        val_accuracy=val.accuracy,
+        lr=float(state.optimizer.param_groups[0]["lr"]),
+        seconds=seconds,
+        images_per_s=num_images / seconds,
+        is_best=is_best,
+        is_last=state.is_done,
+        data_seconds=data_seconds,
+        memory_peak_mb=_memory_peak_mb(validation.device),
+    )
 
 
 def _train_epoch(
-    state: TrainState, train: Batches, config: OptimConfig, network: nn.Module, sums: MetricSums, every: int
+    state: TrainState,
+    train: Batches,
+    batches: Iterator[Batch],
+    config: OptimConfig,
+    network: nn.Module,
+    seed: int,
+    every: int,
 ) -> Iterator[StepReport]:
     train_mode(network)
-    window, window_started, window_images = MetricSums(train.labels_n.device), time.perf_counter(), 0
-    first_of_group = 0
-    for at, (images_nhwc, labels_n) in enumerate(train.epoch(state.epoch)):
-        last_of_group = min(first_of_group + config.accumulate_steps, train.num_batches) - 1
-        steps_now = at == last_of_group
-        with _synchronised(network, steps_now):
-            with _autocast(state):
-                logits_nk = network(images_nhwc)
-                loss = F.cross_entropy(logits_nk, labels_n, label_smoothing=config.label_smoothing)
-            state.scaler.scale(loss / (last_of_group - first_of_group + 1)).backward()
-        sums.add(logits_nk, labels_n, loss)
-        window.add(logits_nk, labels_n, loss)
-        window_images += len(labels_n)
-        if not steps_now:
-            continue
-        first_of_group = at + 1
-        lr = float(state.schedule.get_last_lr()[0])
-        _optimizer_step(state, config)
-        step = state.schedule.last_epoch
-        if step % every == 0:
-            means = window.means(over_ranks=True)  # so that all ranks stop together on a loss that is not finite
-            if not math.isfinite(means.loss):
-                raise TrainingError(f"the loss is {means.loss} at step {step}; lower --optim.lr ({lr:g} at this step)")
-            rate = window_images * train.shard.world / (time.perf_counter() - window_started)
-            yield StepReport(
-                epoch=state.epoch + 1,
-                num_epochs=state.num_epochs,
-                step=step,
-                num_steps=state.num_epochs * state.steps_per_epoch,
-                loss=means.loss,
-                accuracy=means.accuracy,
-                lr=lr,
-                images_per_s=rate,
+    world_batch = train.batch_size * train.shard.world
+    images_an_epoch = max(1, train.num_batches()) * world_batch
+    left = train.num_batches(state.images_done)
+    window = _Window(state)
+    while left:
+        group = min(config.accumulate_steps, left)
+        left -= group
+        for at in range(group):
+            # dropout draws from torch's own generator: seeded by the position, a resumed run draws the same numbers
+            torch.manual_seed(mixed_seed((seed, state.epoch, state.images_done + at, train.shard.rank)))
+            last = at == group - 1
+            with _synchronised(network, last):
+                logits_nk, loss = _forward(state, network, batch := next(batches), config)
+                state.scaler.scale(loss / group).backward()
+            window.sums.add(logits_nk, batch.labels_n, loss)
+        done = (state.images_done + group * world_batch / 2) / images_an_epoch
+        _optimizer_step(state, config, progress=(state.epoch + min(1.0, done)) / state.num_epochs)
+        state.images_done += group * world_batch
+        if state.step % every == 0:
+            yield window.report(state, num_steps=state.step + _steps_left(state, train, config))
+            window = _Window(state)
+    state.sums.merge(window.sums)
+
+
+class _Window:
+    """What happens between two step reports."""
+
+    def __init__(self, state: TrainState) -> None:
+        self.sums = MetricSums(state.sums.sums_3.device)
+        self._started = time.perf_counter()
+        self._images_before = state.images_done
+
+    def report(self, state: TrainState, *, num_steps: int) -> StepReport:
+        """The means over all ranks, so that all stop together on a loss that is not finite."""
+        means, lr = self.sums.means(over_ranks=True), float(state.optimizer.param_groups[0]["lr"])
+        if not math.isfinite(means.loss):
+            raise TrainingError(
+                f"the loss is {means.loss} at step {state.step}; lower --optim.lr ({lr:g} at this step)"
             )
-            window, window_started, window_images = MetricSums(train.labels_n.device), time.perf_counter(), 0
+        state.sums.merge(self.sums)
+        return StepReport(
+            epoch=state.epoch + 1,
+            num_epochs=state.num_epochs,
+            step=state.step,
+            num_steps=num_steps,
+            loss=means.loss,
+            accuracy=means.accuracy,
+            lr=lr,
+            images_per_s=(state.images_done - self._images_before) / (time.perf_counter() - self._started),
+        )
 
 
-def _optimizer_step(state: TrainState, config: OptimConfig) -> None:
+def _steps_left(state: TrainState, train: Batches, config: OptimConfig) -> int:
+    epochs_left = state.num_epochs - state.epoch - 1
+    now, later = train.num_batches(state.images_done), train.num_batches()
+    return math.ceil(now / config.accumulate_steps) + epochs_left * math.ceil(later / config.accumulate_steps)
+
+
+def _forward(state: TrainState, network: nn.Module, batch: Batch, config: OptimConfig) -> tuple[Tensor, Tensor]:
+    """Logits and mean loss. Mixed labels are a distribution, which cross entropy takes as it takes classes."""
+    targets = batch.labels_n if batch.targets_nk is None else batch.targets_nk
+    with _autocast(state):
+        logits_nk = network(batch.images_nhwc)
+        return logits_nk, F.cross_entropy(logits_nk, targets, label_smoothing=config.label_smoothing)
+
+
+def _optimizer_step(state: TrainState, config: OptimConfig, *, progress: float) -> None:
+    for group in state.optimizer.param_groups:
+        group["lr"] = state.peak_lr * state.lr_factor(progress)
     if config.clip_norm:
         state.scaler.unscale_(state.optimizer)
         nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
-    state.schedule.step()
+    state.step += 1
 
 
 def _autocast(state: TrainState) -> contextlib.AbstractContextManager[None]:
@@ -266,50 +229,28 @@ def _autocast(state: TrainState) -> contextlib.AbstractContextManager[None]:
     return torch.autocast("cuda", dtype=state.precision)
 
 
-def _synchronised(network: nn.Module, steps_now: bool) -> contextlib.AbstractContextManager[None]:
+def _synchronised(network: nn.Module, last_of_group: bool) -> contextlib.AbstractContextManager[None]:
     """Gradients are exchanged between ranks only in the last batch before a step."""
-    if steps_now or not isinstance(network, nn.parallel.DistributedDataParallel):
-        return contextlib.nullcontext()
-    return network.no_sync()
+    no_sync = getattr(network, "no_sync", None)  # of DDP; torch.compile's wrapper hands it on
+    return no_sync() if no_sync and not last_of_group else contextlib.nullcontext()
 
 
-def _average_buffers(model: nn.Module) -> None:
-    """Each rank's batch norms saw other images: their mean is the better estimate, and makes all ranks equal again."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
-        return
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= dist.get_world_size()
+class _Timed(Iterator[Batch]):
+    """Batches, and the seconds that were spent waiting for them."""
+
+    def __init__(self, batches: Iterator[Batch]) -> None:
+        self._batches = batches
+        self.seconds = 0.0
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        batch = next(self._batches)
+        self.seconds += time.perf_counter() - started
+        return batch
 
 
-def _optimizer(model: nn.Module, config: OptimConfig, *, lr: float) -> torch.optim.Optimizer:
-    """The optimiser; weight decay on matrices and filters only (FAULTS 25)."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=lr, fused=True)
-    return torch.optim.SGD(groups, lr=lr, momentum=config.momentum, nesterov=config.momentum > 0, fused=True)
-
-
-def _lr_factor(config: OptimConfig, num_steps: int) -> Callable[[int], float]:
-    """A function from the step to the part (0-1) of the peak rate.
-
-    cosine: linear warm-up, then half a cosine to zero. one_cycle: half a cosine up from 1/25, half a cosine down to
-    1/10,000 of that (Smith and Topin 2018, arXiv 1708.07120, with the constants of torch's OneCycleLR).
-    """
-    one_cycle = config.schedule == "one_cycle"
-    start, end = (1 / 25, 1 / 250_000) if one_cycle else (0.0, 0.0)
-    warm_steps = config.warmup * num_steps
-
-    def factor(step: int) -> float:
-        if step < warm_steps:
-            rising = (step + 1) / (warm_steps + 1)
-            return start + (1 - start) * ((1 - math.cos(math.pi * rising)) / 2 if one_cycle else rising)
-        done = min(1.0, (step - warm_steps) / max(1.0, num_steps - warm_steps))
-        return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
-
-    return factor
+def _memory_peak_mb(device: torch.device) -> float:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # getrusage(2): bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20

@@ -27,7 +27,7 @@ class MetricSums:
     """Sums of loss, hits and images that stay on the device until means() asks: the only sync."""
 
     def __init__(self, device: torch.device) -> None:
-        self._sums_3 = torch.zeros(3, dtype=torch.float32, device=device)
+        self.sums_3 = torch.zeros(3, dtype=torch.float32, device=device)
 
     def add(self, logits_nk: Tensor, labels_n: Tensor, loss: Tensor | None = None) -> None:
         """Count a batch. loss is its mean loss; cross entropy without smoothing where it is left out."""
@@ -35,11 +35,15 @@ class MetricSums:
         n = len(labels_n)
         total = F.cross_entropy(logits_nk, labels_n, reduction="sum") if loss is None else loss.detach().float() * n
         hits = (logits_nk.argmax(1) == labels_n).sum()
-        self._sums_3 += torch.stack([total, hits.float(), torch.full_like(total, float(n))])
+        self.sums_3 += torch.stack([total, hits.float(), torch.full_like(total, float(n))])
+
+    def merge(self, others: MetricSums) -> None:
+        """Count what others counted."""
+        self.sums_3 += others.sums_3
 
     def means(self, *, over_ranks: bool = False) -> Means:
         """The means so far, weighted by images (FAULTS 14); over_ranks sums over all processes and is a barrier."""
-        sums_3 = self._sums_3.clone()
+        sums_3 = self.sums_3.clone()
         if over_ranks and dist.is_initialized():
             dist.all_reduce(sums_3)
         loss, hits, n = sums_3.tolist()

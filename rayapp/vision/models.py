@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 from urllib.error import URLError
 
@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from rayapp.config import ModelConfig
 from rayapp.errors import ConfigError, did_you_mean
+from rayapp.vision.resnet9 import ResNet9
 
 # Up to this height the ImageNet stems throw away most of the picture before the first block (FAULTS 11).
 SMALL_IMAGE_PX = 64
+# What torchvision's weights were trained with (torchvision.transforms._presets.ImageClassification)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class Classifier(nn.Module):
@@ -43,17 +46,20 @@ class Classifier(nn.Module):
 def build_model(
     config: ModelConfig, *, num_classes: int, image_px: int, mean: Sequence[float], std: Sequence[float]
 ) -> Classifier:
-    """A Classifier in channels_last layout, on the CPU, in training mode.
+    """A Classifier in channels_last layout, on the CPU, in training mode, frozen where config says so.
 
-    image_px is the smaller side of its images and chooses the stem; mean and std are in units of 0-1.
-    Raises ConfigError where pretrained weights are wanted and cannot be downloaded.
+    image_px is the smaller side of its images and chooses the stem; mean and std are in units of 0-1, and those of
+    ImageNet where the weights are. config.init is left to the caller: load_weights. Raises ConfigError where pretrained
+    weights are wanted and there are none, or they cannot be downloaded.
     """
     if config.name not in ARCHITECTURES:
         raise ConfigError(f"unknown model.name '{config.name}'.{did_you_mean(config.name, ARCHITECTURES)}")
     backbone = ARCHITECTURES[config.name](config, num_classes, image_px <= SMALL_IMAGE_PX)
-    if config.freeze_backbone:
-        _freeze_all_but_head(backbone, num_classes)
-    return Classifier(backbone, mean, std).to(memory_format=torch.channels_last)
+    if config.pretrained:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+    model = Classifier(backbone, mean, std).to(memory_format=torch.channels_last)
+    set_frozen(model, config.freeze_backbone or config.frozen_epochs > 0)
+    return model
 
 
 def blank_model(
@@ -62,6 +68,56 @@ def blank_model(
     """The same architecture without weights worth keeping, to load a bundle's into; never downloads."""
     plain = ModelConfig(name=config.name)
     return build_model(plain, num_classes=num_classes, image_px=image_px, mean=mean, std=std)
+
+
+def load_weights(model: Classifier, weights: Mapping[str, Tensor], *, same_classes: bool) -> None:
+    """Take over the weights of a trained Classifier of the same architecture; its head only where same_classes.
+
+    The normalisation comes with them (mean_3, std_3): filters and the statistics of the norms fit the numbers that they
+    were trained on, so that the model starts from exactly the features that the other one ended with, also where the
+    backbone stays frozen. Raises ConfigError where weights are missing, left over or of another shape.
+    """
+    head = f"{_head_name(model)}."
+    own = {name: w for name, w in model.state_dict().items() if same_classes or not name.startswith(head)}
+    given = {name: w for name, w in weights.items() if same_classes or not name.startswith(head)}
+    names = {**own, **given}
+    wrong = [name for name in names if _shape(own, name) != _shape(given, name)]
+    if wrong:
+        raise ConfigError(
+            f"the weights of model.init do not fit this model: '{wrong[0]}' is {_shape(given, wrong[0])} there and"
+            f" {_shape(own, wrong[0])} here ({len(wrong)} of {len(names)} differ); take the model.name, and an image"
+            " size (up to 64 pixels, or above), that it was trained with"
+        )
+    model.load_state_dict(given, strict=same_classes)
+
+
+def _shape(weights: Mapping[str, Tensor], name: str) -> str:
+    return "x".join(map(str, weights[name].shape)) or "a number" if name in weights else "missing"
+
+
+def set_frozen(model: nn.Module, frozen: bool) -> None:
+    """Let the head alone learn, or all weights again, from the next forward pass on.
+
+    DistributedDataParallel looks at what learns only when it is made: wrap the model anew after a change.
+    """
+    head = f"{_head_name(model)}."
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not frozen or name.startswith(head))
+
+
+def _head_name(model: nn.Module) -> str:
+    """The layer that gives the logits: in each of ARCHITECTURES the last linear one."""
+    names: list[str] = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    return names[-1]
+
+
+def train_mode(model: nn.Module) -> None:
+    """Training mode, but for norms whose weights are frozen: their statistics must not drift."""
+    model.train()
+    for module in model.modules():
+        is_norm = isinstance(module, nn.BatchNorm2d | nn.SyncBatchNorm)
+        if is_norm and module.weight is not None and not module.weight.requires_grad:
+            module.eval()
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -94,10 +150,23 @@ def _resnet(config: ModelConfig, num_classes: int, small_images: bool) -> nn.Mod
     else:
         net = tv.resnet18(weights=None, num_classes=num_classes)
     if small_images:
-        # He et al. 2016, section 4.2: 3x3 stride 1 and no pooling for 32x32 images. Pretrained 7x7 filters are kept.
-        net.conv1 = _unstrided(net.conv1) if config.pretrained else nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        # He et al. 2016, section 4.2: 3x3 stride 1 and no pooling for 32x32 images. Pretrained 7x7 filters keep their
+        # middle, so that the architecture does not depend on what it starts from.
+        filters = nn.Conv2d(3, 64, 3, padding=1, bias=False)
+        if config.pretrained:
+            filters.weight.data.copy_(net.conv1.weight.data[:, :, 2:5, 2:5])
+        net.conv1 = filters
         net.maxpool = nn.Identity()
     return cast(nn.Module, net)
+
+
+def _resnet9(config: ModelConfig, num_classes: int, small_images: bool) -> nn.Module:
+    if config.pretrained:
+        raise ConfigError(
+            "model.pretrained: there are no pretrained weights for model.name 'resnet9'; leave --model.pretrained out,"
+            " or take mobilenet_v3_small, mobilenet_v3_large or resnet18"
+        )
+    return ResNet9(num_classes, small_images=small_images)
 
 
 Builder = Callable[[ModelConfig, int, bool], nn.Module]
@@ -105,12 +174,8 @@ ARCHITECTURES: dict[str, Builder] = {
     "mobilenet_v3_small": _mobilenet,
     "mobilenet_v3_large": _mobilenet,
     "resnet18": _resnet,
+    "resnet9": _resnet9,
 }
-
-
-def _unstrided(conv: nn.Conv2d) -> nn.Conv2d:
-    conv.stride = (1, 1)
-    return conv
 
 
 def _quick_batch_norm(net: nn.Module) -> None:
@@ -129,20 +194,3 @@ def _pretrained(build: Callable[..., nn.Module], weights: tv.WeightsEnum) -> nn.
             f"model.pretrained needs {file}, which could not be downloaded ({error}); put it into"
             f" {torch.hub.get_dir()}/checkpoints/, or leave --model.pretrained out"
         ) from error
-
-
-def _freeze_all_but_head(net: nn.Module, num_classes: int) -> None:
-    """Only the last linear layer learns. Frozen batch norms keep their ImageNet statistics (see freeze_norms)."""
-    for parameter in net.parameters():
-        parameter.requires_grad_(False)
-    head = [m for m in net.modules() if isinstance(m, nn.Linear) and m.out_features == num_classes][-1]
-    for parameter in head.parameters():
-        parameter.requires_grad_(True)
-
-
-def train_mode(model: nn.Module) -> None:
-    """Training mode, but for norms whose weights are frozen: their statistics must not drift."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d) and module.weight is not None and not module.weight.requires_grad:
-            module.eval()

@@ -10,7 +10,7 @@ import io
 import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,13 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "GIF", "PPM", "MPO")
 _DAMAGED = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
 )  # fmt: skip
+
+
+class Images(NamedTuple):
+    """images_nhwc: (N, H, W, 3) uint8 RGB, mapped read-only from a file. labels_n: (N,) int64."""
+
+    images_nhwc: UInt8Array
+    labels_n: NDArray[np.int64]
 
 
 class PreprocessSpec(BaseModel):

@@ -5,7 +5,7 @@
     parquet     train*.parquet and test*.parquet in Hugging Face's layout, local or s3://
 
 Covered: missing, empty and mislabelled parts, each a DataError that says what to do. Not covered: whether an image can
-be decoded; datasets.py finds that out. What has to be downloaded is in downloads.py.
+be decoded; decoded.py finds that out. What has to be downloaded is in downloads.py.
 """
 
 from __future__ import annotations
@@ -13,63 +13,29 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
-from itertools import compress
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from numpy.typing import ArrayLike, NDArray
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
 from rayapp.config import DataConfig
 from rayapp.errors import DataError
-from rayapp.vision.preprocess import UInt8Array
-from rayapp.vision.tree import Tree
+from rayapp.vision.parts import Chunk, Int64Array, Item, Part
+from rayapp.vision.tree import Reader, Tree
 
 logger = logging.getLogger(__name__)
-
-Int64Array = NDArray[np.int64]
 
 # The part of a data set that comes without test images which is kept as such. Constants: there is one test part.
 TEST_FRACTION, TEST_SEED = 0.2, 0
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".ico")
-PARQUET_ROWS = 256  # read at once: photographs of 5 MB make 1.3 GB of it
-
-
-class Item(NamedTuple):
-    """An image before it is decoded: a name to find it by, and what reads its file, or its (H, W[, 3]) array."""
-
-    name: str
-    read: Callable[[], bytes | UInt8Array]
-
-
-@dataclass(frozen=True)
-class Part:
-    """The training or the test images of a source in a fixed order; each call of items starts anew."""
-
-    labels_n: Int64Array
-    items: Callable[[], Iterable[Item]]
-
-    @classmethod
-    def of_arrays(cls, images: UInt8Array, labels: ArrayLike) -> Part:
-        """Images that are in memory."""
-        return cls(
-            np.asarray(labels, dtype=np.int64),
-            lambda: (Item(f"image {index}", partial(images.__getitem__, index)) for index in range(len(images))),
-        )
-
-    def subset(self, indices_n: Int64Array) -> Part:
-        """The images at indices_n, which are sorted."""
-        wanted_n = np.zeros(len(self.labels_n), dtype=bool)
-        wanted_n[indices_n] = True
-        return Part(self.labels_n[indices_n], lambda: compress(self.items(), wanted_n))
+PARQUET_ROWS = 64  # read at once: photographs of 5 MB make 320 MB of it
+PARQUET_BYTES = 8 * 2**20  # read at once: a request to a bucket of this size is about as fast as it gets
+FOLDER_FILES = 16  # of a chunk: few, for the files of a folder are sorted by class, and chunks are what is shuffled
 
 
 @dataclass(frozen=True)
@@ -100,6 +66,8 @@ def stratified(
 
     Raises DataError where a class has fewer than 2 images, or a part would have fewer images than there are classes.
     """
+    from sklearn.model_selection import train_test_split  # 1.5 s and 120 MB, which processes that only decode can spare
+
     counts_k = np.bincount(labels_n, minlength=len(class_names))
     if counts_k.min() < 2:
         label = int(counts_k.argmin())
@@ -130,6 +98,8 @@ def held_out(part: Part, class_names: tuple[str, ...]) -> tuple[Part, Part]:
 
 def digits(config: DataConfig, data_folder: Path) -> Source:
     """1,797 scans of handwritten digits (UCI, optical recognition), enlarged to 32x32; 360 of them for the test."""
+    from sklearn.datasets import load_digits
+
     scans = load_digits()
     images_nhw = np.rint(scans.images * (255 / 16)).astype(np.uint8)
     class_names = tuple(str(name) for name in scans.target_names)
@@ -154,16 +124,26 @@ def folder(config: DataConfig, data_folder: Path) -> Source:
             " add it there or remove it"
         )
 
-    def part(paths: dict[str, list[str]]) -> Part:
-        pairs = [(label, path) for label, name in enumerate(class_names) for path in paths.get(name, ())]
-        return Part(
-            np.array([label for label, _ in pairs], dtype=np.int64),
-            lambda: (Item(f"{tree.uri}/{path}", partial(tree.read, path)) for _, path in pairs),
-        )
-
     used = [path for paths in (*train.values(), *test.values()) for path in paths]
     digest = digest_of(tree.digests(used, data_folder / "digests"))
-    return _source(config, class_names, digest, part(train), part(test) if test else None)
+    test_part = _folder_part(tree, class_names, test) if test else None
+    return _source(config, class_names, digest, _folder_part(tree, class_names, train), test_part)
+
+
+def _folder_part(tree: Tree, class_names: tuple[str, ...], images: dict[str, list[str]]) -> Part:
+    """The images by class, a chunk FOLDER_FILES of one class."""
+    chunks = []
+    for label, name in enumerate(class_names):
+        paths = images.get(name, [])
+        for at in range(0, len(paths), FOLDER_FILES):
+            run = paths[at : at + FOLDER_FILES]
+            labels_n = np.full(len(run), label, dtype=np.int64)
+            chunks.append(Chunk.whole(partial(_file_items, tree.reader, run), labels_n, scattered=tree.is_remote))
+    return Part(tuple(chunks))
+
+
+def _file_items(reader: Reader, paths: list[str]) -> Iterator[Item]:
+    return (Item(f"{reader.uri}/{path}", partial(reader.read, path)) for path in paths)
 
 
 def _class_folders(tree: Tree, name: str) -> dict[str, list[str]]:
@@ -206,10 +186,9 @@ def parquet(config: DataConfig, data_folder: Path) -> Source:
             " put it there, or check --data.path"
         )
     named = _class_names(tree, train[0])
-    labels_n = _labels(tree, train, named)
-    class_names = named or tuple(str(label) for label in range(int(labels_n.max()) + 1))
-    part = Part(labels_n, partial(_rows, tree, train))
-    test_part = Part(_labels(tree, test, class_names), partial(_rows, tree, test)) if test else None
+    part = _parquet_part(tree, train, named)
+    class_names = named or tuple(str(label) for label in range(int(part.labels_n.max()) + 1))
+    test_part = _parquet_part(tree, test, class_names) if test else None
     digest = digest_of(tree.digests([*train, *test], data_folder / "digests"))
     return _source(config, class_names, digest, part, test_part)
 
@@ -238,33 +217,44 @@ def _class_names(tree: Tree, path: str) -> tuple[str, ...]:
         return ()  # not written by Hugging Face's library, or without names
 
 
-def _labels(tree: Tree, paths: list[str], class_names: tuple[str, ...]) -> Int64Array:
-    """The labels of all rows. Raises DataError where one is missing or out of range, or there are no rows."""
-    columns = []
+def _parquet_part(tree: Tree, paths: list[str], class_names: tuple[str, ...]) -> Part:
+    """All rows, a chunk a row group. Raises DataError where a label is wrong, or there are no rows."""
+    chunks = []
     for path in paths:
         with tree.open_file(path) as file:
-            column = pq.read_table(file, columns=["label"])["label"]
-        labels = column.fill_null(-1).to_numpy().astype(np.int64)
-        wrong = np.flatnonzero((labels < 0) | (labels >= (len(class_names) or np.inf)))
-        if len(wrong):
-            allowed = f"0 to {len(class_names) - 1}" if class_names else "0 or more"
-            raise DataError(
-                f"{tree.uri}/{path}, row {wrong[0]}: label {column[int(wrong[0])].as_py()} is out of range (allowed:"
-                f" {allowed}; rows concerned: {len(wrong)}); correct the labels, or the class names in the metadata"
-            )
-        columns.append(labels)
-    labels_n = np.concatenate(columns)
-    if not len(labels_n):
+            parquet = pq.ParquetFile(file)
+            column = parquet.read(columns=["label"])["label"]
+            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
+        labels_n = _labels(f"{tree.uri}/{path}", column, class_names)
+        ends = np.cumsum(sizes).tolist()
+        for group, (size, end) in enumerate(zip(sizes, ends, strict=True)):
+            read = partial(_row_items, tree.reader, path, group, end - size)
+            chunks.append(Chunk.whole(read, labels_n[end - size : end]))
+    part = Part(tuple(chunk for chunk in chunks if len(chunk)))
+    if not part.chunks:
         raise DataError(f"{tree.uri}: {', '.join(paths)} have no rows; put images there, or check --data.path")
+    return part
+
+
+def _labels(name: str, column: pa.ChunkedArray, class_names: tuple[str, ...]) -> Int64Array:
+    """The labels in the column of the file called name. Raises DataError where one is missing or out of range."""
+    labels_n: Int64Array = column.fill_null(-1).to_numpy().astype(np.int64)
+    wrong = np.flatnonzero((labels_n < 0) | (labels_n >= (len(class_names) or np.inf)))
+    if len(wrong):
+        allowed = f"0 to {len(class_names) - 1}" if class_names else "0 or more"
+        raise DataError(
+            f"{name}, row {wrong[0]}: label {column[int(wrong[0])].as_py()} is out of range (allowed: {allowed}; rows"
+            f" concerned: {len(wrong)}); correct the labels, or the class names in the metadata"
+        )
     return labels_n
 
 
-def _rows(tree: Tree, paths: list[str]) -> Iterator[Item]:
-    """The images of all rows, in order."""
-    for path in paths:
-        row = 0
-        with tree.open_file(path) as file:
-            for batch in pq.ParquetFile(file).iter_batches(PARQUET_ROWS, columns=["image.bytes"]):
-                for data in batch.column(0).field("bytes").to_pylist():
-                    yield Item(f"{tree.uri}/{path}, row {row}", partial(bytes, data or b""))
-                    row += 1
+def _row_items(reader: Reader, path: str, group: int, first: int) -> Iterator[Item]:
+    """The images of a row group, whose first row is number first of its file; they are never all in memory."""
+    row = first
+    with reader.open_file(path) as file:
+        parquet = pq.ParquetFile(file, buffer_size=PARQUET_BYTES)
+        for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], columns=["image.bytes"]):
+            for data in batch.column(0).field("bytes").to_pylist():
+                yield Item(f"{reader.uri}/{path}, row {row}", partial(bytes, data or b""))
+                row += 1

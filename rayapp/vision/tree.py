@@ -25,16 +25,39 @@ logger = logging.getLogger(__name__)
 NUM_READERS = 16  # files read at once; more than cores, for a bucket answers in tens of milliseconds
 SETTLED_S = 2.0  # a file changed later than this before it was read may change again within one tick of its clock
 LOG_EVERY_S = 5.0
+CANNOT_BE_READ = "cannot be read"  # what is said of a file that is there, but whose file system or bucket fails
 
 
 @dataclass(frozen=True)
-class Tree:
-    """The files below uri, named by their path relative to it."""
+class Reader:
+    """Reads files below uri, named by their path relative to it; it is small and can be pickled."""
 
     uri: str
+    _fs: Any = field(repr=False)  # pyarrow has no types
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether a file takes a request over the network."""
+        return "://" in self.uri
+
+    def read(self, path: str) -> bytes:
+        """The bytes of a file. Raises DataError."""
+        with self.open_file(path) as file:
+            return bytes(file.read())
+
+    @contextmanager
+    def open_file(self, path: str) -> Iterator[Any]:
+        """A file to read from and seek in; what goes wrong while it is open is a DataError that names it."""
+        with reading(f"{self.uri}/{path}"), self._fs.open_input_file(path) as file:
+            yield file
+
+
+@dataclass(frozen=True)
+class Tree(Reader):
+    """A Reader that knows which files there are."""
+
     files: tuple[str, ...]  # sorted
     folders: tuple[str, ...]
-    _fs: Any = field(repr=False)  # pyarrow has no types
     _stats: dict[str, tuple[int, int]] = field(repr=False)  # size, mtime_ns
 
     @classmethod
@@ -53,24 +76,18 @@ class Tree:
             ]
         files = {info.path: (info.size, info.mtime_ns) for info in infos if info.type == fs.FileType.File}
         folders = sorted(info.path for info in infos if info.type == fs.FileType.Directory)
-        return cls(uri, tuple(sorted(files)), tuple(folders), tree, files)
+        return cls(uri, tree, tuple(sorted(files)), tuple(folders), files)
+
+    @property
+    def reader(self) -> Reader:
+        """What reads its files, without the list of them."""
+        return Reader(self.uri, self._fs)
 
     @property
     def top(self) -> str:
         """The first names in the folder, for messages."""
         names = sorted({path.split("/")[0] for path in (*self.folders, *self.files)})
         return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
-
-    def read(self, path: str) -> bytes:
-        """The bytes of a file. Raises DataError."""
-        with self.open_file(path) as file:
-            return bytes(file.read())
-
-    @contextmanager
-    def open_file(self, path: str) -> Iterator[Any]:
-        """A file to read from and seek in; what goes wrong while it is open is a DataError that names it."""
-        with reading(f"{self.uri}/{path}"), self._fs.open_input_file(path) as file:
-            yield file
 
     def digests(self, paths: Iterable[str], memo_folder: Path) -> dict[str, str]:
         """path -> sha256 of its bytes.
@@ -144,7 +161,7 @@ def reading(what: str) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         hint = "the bucket, the AWS credentials and AWS_ENDPOINT_URL" if what.startswith("s3:") else "--data.path"
-        raise DataError(f"{what} cannot be read ({reason}); check {hint}") from error
+        raise DataError(f"{what} {CANNOT_BE_READ} ({reason}); check {hint}") from error
 
 
 @contextmanager

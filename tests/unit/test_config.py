@@ -17,13 +17,17 @@ from rayapp.settings import TrainSettings, load
 # The command line is what other people's scripts rely on: a new option is a deliberate act, written down here.
 OPTIONS = {
     "train": """
-        augment.crop_padding_px augment.cutout_px augment.flip
-        compute.device compute.max_failures compute.num_workers compute.storage_path compute.threads_per_worker
-        data.dataset data.image_px data.on_error data.path data.split_seed data.validation_fraction
-        dry_run model.freeze_backbone model.name model.pretrained
+        augment.crop_padding_px augment.cutout_px augment.flip augment.mixup_alpha augment.random_magnitude
+        augment.random_ops
+        checkpoint.every_minutes checkpoint.every_steps checkpoint.keep checkpoint.notice_every_steps
+        compute.compile compute.deterministic compute.device compute.max_failures compute.num_workers
+        compute.resize_every_s compute.storage_path compute.threads_per_worker cost.usd_per_hour
+        data.dataset data.image_px data.memory_mb data.on_error data.path data.split_seed data.stream
+        data.validation_fraction
+        dry_run model.freeze_backbone model.frozen_epochs model.init model.name model.pretrained name
         optim.accumulate_steps optim.batch_size optim.clip_norm optim.early_stop_patience optim.epochs
         optim.label_smoothing optim.lr optim.momentum optim.optimizer optim.precision optim.schedule
-        optim.warmup_fraction optim.weight_decay
+        optim.sync_batch_norm optim.warmup_fraction optim.weight_decay
         register resume seed tracking.experiment tracking.log_every_steps
     """,
     "evaluate": "batch_size data_path model output split",
@@ -173,7 +177,7 @@ def test_settings_cannot_be_changed():
     [
         ("--optim.lrr 3", "unknown option --optim.lrr. Did you mean 'optim.lr'? See rayapp train --help."),
         ("--optim.accumulate 3", "unknown option --optim.accumulate. Did you mean 'optim.accumulate_steps'?"),
-        ("--model.name resnet19", "model.name is 'resnet19'. Did you mean 'resnet18'?"),
+        ("--model.name resnet17", "model.name is 'resnet17'. Did you mean 'resnet18'?"),
         ("--data.dataset cifar11", "data.dataset is 'cifar11'. Did you mean 'cifar10'?"),
         ("--data.on_error ignore", "data.on_error is 'ignore'. Allowed: fail, skip."),
         ("--optim.batch_size 0", "optim.batch_size is '0': it must be greater than or equal to 1."),
@@ -181,12 +185,29 @@ def test_settings_cannot_be_changed():
         ("--optim.lr -1", "optim.lr is '-1': it must be greater than 0."),
         ("--optim.lr nan", "optim.lr is 'nan': it must be a finite number."),
         ("--optim.lr inf", "optim.lr is 'inf': it must be a finite number."),
-        ("--compute.num_workers 0", "compute.num_workers is '0': it must be greater than or equal to 1."),
+        ("--compute.num_workers 0", "compute.num_workers is '0': it must be a number from 1, or a range as 1..4."),
         ("--data.validation_fraction 0.7", "data.validation_fraction is '0.7': it must be less than 0.5."),
         ("--data.dataset parquet", "data.dataset 'parquet' needs its folder: add --data.path FOLDER"),
         ("--data.path here", "data.path has no effect on data.dataset 'digits'"),
         ("--data.image_px 32", "data.image_px has no effect on data.dataset 'digits'"),
-        ("--model.freeze_backbone", "model.freeze_backbone would freeze random weights; add --model.pretrained true."),
+        (
+            "--model.freeze_backbone",
+            "model.freeze_backbone would freeze random weights; add --model.pretrained true or",
+        ),
+        ("--model.frozen_epochs 2", "model.frozen_epochs would freeze random weights; add --model.pretrained true or"),
+        ("--model.init a --model.pretrained", "model.pretrained and model.init 'a' are both given; leave one out"),
+        ("--data.memory_mb 128", "data.memory_mb limits a stream; add --data.stream true, or leave it out"),
+        ("--data.stream", "data.stream has no effect on data.dataset 'digits', which fits into memory; leave it out"),
+        (
+            "--compute.num_workers 4..2",
+            "compute.num_workers is '4..2': it must be a number from 1, or a range as 1..4.",
+        ),
+        (
+            "--compute.resize_every_s 9",
+            "compute.resize_every_s has no effect on a fixed number of workers; say a range",
+        ),
+        ("--augment.random_magnitude 0.5", "augment.random_magnitude has no effect without augment.random_ops; add or"),
+        ("--resume auto", "resume auto goes on with the run of a name: add --name NAME, or say --resume RUN"),
         ("--optim.optimizer adamw --optim.momentum 0.9", "optim.momentum has no effect on optim.optimizer 'adamw'"),
         ("--optim.lr", "argument --optim.lr: expected one argument; see rayapp train --help"),
         ("extra", "unrecognized arguments: extra; see rayapp train --help"),
@@ -206,11 +227,14 @@ def test_wrong_flag_gets_a_sentence(argv, sentence):
         ("optim: {lrr: 1}", "unknown setting 'optim.lrr'. Did you mean 'optim.lr'?"),
         ("modle: {name: resnet18}", "unknown setting 'modle'. Did you mean 'model'?"),
         ("register_model: false", "unknown setting 'register_model'. Did you mean 'register'?"),
-        ("zzz: 1", "unknown setting 'zzz'. Allowed: augment, compute, data, dry_run, model, optim, register, resume"),
+        (
+            "zzz: 1",
+            "unknown setting 'zzz'. Allowed: augment, checkpoint, compute, cost, data, dry_run, model, name, optim,",
+        ),
         ("1: 2", "unknown setting '1'. Allowed: augment"),
         ("optim: 3", "optim is 3: it must be a section with settings of its own."),
         ("optim: {lr: fast}", "optim.lr is 'fast': it must be a valid number."),
-        ("model: {name: resnet19}", "model.name is 'resnet19'. Did you mean 'resnet18'?"),
+        ("model: {name: resnet17}", "model.name is 'resnet17'. Did you mean 'resnet18'?"),
         ("- optim", "holds a list, not sections; allowed: data, model, optim"),
         ("optim: [", "is not YAML: while parsing"),
     ],
@@ -310,3 +334,15 @@ def test_environment_names_the_home_and_the_servers(monkeypatch, tmp_path):
     assert config.ray_address() is None
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
     assert config.ray_address() == "ray://head:10001"
+
+
+def test_settings_of_a_run_can_be_read_from_what_it_recorded():
+    for words in ("--optim.optimizer adamw", "--compute.num_workers 1..3 --optim.momentum 0.8 --augment.random_ops 1"):
+        settings = train(*words.split())
+        assert verbs.validate(TrainSettings, settings.model_dump(mode="json", by_alias=True)) == settings
+
+
+def test_a_number_of_workers_may_be_a_range():
+    assert train("--compute.num_workers", "3").compute.workers == (3, 3)
+    assert train("--compute.num_workers", "1..4").compute.workers == (1, 4)
+    assert config.ComputeConfig(num_workers=2).workers.is_elastic is False

@@ -33,11 +33,23 @@ FLOORS = [
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Inside vision a file imports what stands left of it.
-READING = ["tree", "sources", "downloads", "decoded", "datasets"]
-VISION = ["preprocess", *READING, "augment", "batches", "models", "metrics", "loop", "plots"]
+READING = ["tree", "parts", "sources", "downloads", "decoded", "datasets"]
+VISION = [
+    "preprocess",
+    *READING,
+    "augment",
+    "batches",
+    "resnet9",
+    "models",
+    "flops",
+    "metrics",
+    "state",
+    "loop",
+    "plots",
+]
 VISION += ["bundle", "predictor", "explain", "evaluate"]
 # Serving answers with a bundle alone: data sets and training stay away from it.
-SERVE_NEVER = {f"vision.{name}" for name in (*READING, "augment", "batches", "loop", "plots", "evaluate")}
+SERVE_NEVER = {f"vision.{name}" for name in (*READING, "augment", "batches", "state", "loop", "plots", "evaluate")}
 # Who may import a library of the outer world; anyone may import the others.
 OWNERS = {
     "mlflow": {"registry"},

@@ -191,6 +191,47 @@ def test_two_processes_that_start_at_once_on_a_new_database_both_work(tmp_path: 
     assert all("Traceback" not in errors for _, errors in results)
 
 
+def finished(tracker: Tracker, tags: dict[str, str], experiment: str = "rayapp") -> str:
+    """A run that has ended well."""
+    run = tracker.open_run(experiment, "r", {}, tags)
+    tracker.close_run(run, "FINISHED")
+    return run
+
+
+def test_past_runs_are_the_finished_ones_with_all_tags_newest_first(tracker: Tracker, uri: str) -> None:
+    tags = {"recipe": "12ab", "hardware.cpu": "Intel(R) Xeon(R) @ 2.20GHz", "note": "it's old"}
+    wanted = [finished(tracker, tags | {"seed": "1"}, experiment) for experiment in ("rayapp", "other", "rayapp")]
+    finished(tracker, tags | {"recipe": "34cd"})
+    finished(tracker, {"recipe": "12ab"})
+    for status in ("KILLED", "FAILED"):
+        tracker.close_run(tracker.open_run("rayapp", "r", {}, tags), status)  # type: ignore[arg-type]
+    tracker.open_run("rayapp", "r", {}, tags)  # still running
+    with connected(uri) as client:
+        for value in (3.0, 2.0):
+            client.log_metric(wanted[2], "seconds", value)
+    past = tracker.past_runs(tags)
+    assert [run.run_id for run in past] == wanted[::-1]
+    assert past[0].metrics == {"seconds": 2.0}
+    assert past[0].tags["seed"] == "1"
+    assert tracker.past_runs({"recipe": "none"}) == []
+
+
+def test_past_runs_are_not_more_than_twenty(tracker: Tracker) -> None:
+    runs = [finished(tracker, {"recipe": "12ab"}) for _ in range(22)]
+    assert [run.run_id for run in tracker.past_runs({"recipe": "12ab"})] == runs[:1:-1]
+
+
+def test_a_server_knows_past_runs_too(server: Server) -> None:
+    tracker = Tracker(server.uri)
+    run = finished(tracker, {"recipe": "56ef", "hardware.cpu": "a (R) b"})
+    assert [past.run_id for past in tracker.past_runs({"recipe": "56ef", "hardware.cpu": "a (R) b"})] == [run]
+
+
+def test_to_ask_for_past_runs_makes_no_database(tmp_path: Path) -> None:
+    assert Tracker(f"sqlite:///{tmp_path}/new/mlflow.db").past_runs({"recipe": "12ab"}) == []
+    assert not (tmp_path / "new").exists()
+
+
 # --- what does not answer ---------------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,9 @@ import pytest
 
 from rayapp.config import DataConfig
 from rayapp.errors import DataError
+from rayapp.vision import datasets
 from rayapp.vision.datasets import load
+from rayapp.vision.parts import Part
 from tests.unit.vision.pictures import open_folder, open_parquet, write_folder
 
 CIFAR10 = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "cifar10"
@@ -72,6 +74,68 @@ def test_more_classes_than_validation_images_is_said(tmp_path: Path, home: Path)
 
     with pytest.raises(DataError, match=r"8 images at 10% .* 4 classes .*validation_fraction"):
         data.split(DataConfig())
+
+
+# --- streamed ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_streamed_set_is_the_same_set_before_it_is_decoded(tmp_path: Path, home: Path):
+    root = write_folder(tmp_path / "set", {"train/a": 30, "train/b": 20, "test/a": 2})
+    whole, streamed = open_folder(root, home), open_folder(root, home, stream=True)
+    config = DataConfig()
+
+    assert isinstance(streamed.train, Part)
+    assert streamed.info == whole.info  # mean and std too: of a small set all images are looked at
+    assert streamed.split(config).digest == whole.split(config).digest
+    assert np.array_equal(streamed.train.labels_n, whole.train.labels_n)
+    assert np.array_equal(streamed.test.images_nhwc, whole.test.images_nhwc)
+    for seen, expected in zip(streamed.validation(config), whole.validation(config), strict=True):
+        assert np.array_equal(seen, expected)
+    rows_n = whole.split(config).validation_indices
+    assert np.array_equal(whole.validation(config).images_nhwc, whole.train.images_nhwc[rows_n])
+
+
+def test_of_a_streamed_set_only_a_sample_is_decoded(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(datasets, "SAMPLE", 12)
+    monkeypatch.setattr(datasets, "SAMPLE_OF_A_CHUNK", 2)
+    root = write_folder(tmp_path / "set", {"train/a": 160, "train/b": 160, "test/a": 2})
+    streamed, again = open_folder(root, home, stream=True), open_folder(root, home / "elsewhere", stream=True)
+    (sample,) = (home / "decoded").glob("folder-sample-*/labels.npy")
+
+    assert [entry.name.split("-")[1] for entry in (home / "decoded").glob("*[!k]")] == ["sample"]
+    assert len(np.load(sample)) == 12
+    assert set(np.load(sample)) == {0, 1}
+    assert streamed.info == again.info
+    assert (streamed.info.num_train, streamed.info.num_skipped) == (320, 0)
+    assert streamed.info.mean != open_folder(root, home).info.mean
+
+
+def test_corrupt_images_do_not_shift_the_validation_images_of_a_streamed_set(tmp_path: Path, home: Path):
+    root = write_folder(tmp_path / "set", {"train/a": 30, "train/b": 30, "test/a": 2})
+    config = DataConfig(dataset="folder", path=str(root), stream=True, on_error="skip")
+    rows_n = open_folder(root, home, stream=True).split(config).validation_indices
+    names = [item.name for item in open_folder(root, home, stream=True).train.subset(rows_n).items()]
+    Path(names[2]).write_bytes(b"broken")
+    images = load(config, home).validation(config)
+
+    assert len(images.labels_n) == len(names) - 1
+    values = [40 * (Path(name).parent.name == "b") + 3 * int(Path(name).stem) for name in names]
+    assert [image[0, 0, 0] for image in images.images_nhwc] == [*values[:2], *values[3:]]
+    with pytest.raises(DataError, match=r"1 of the .* images of folder-sample cannot be decoded.*on_error skip"):
+        open_folder(root, home, stream=True)
+
+
+def test_a_streamed_set_of_several_sizes_is_brought_to_one(tmp_path: Path, home: Path):
+    root = write_folder(tmp_path / "set", {"train/a": 2, "test/a": 1})
+    write_folder(root, {"train/b": 2}, size=(20, 20), mode="L")
+
+    info = open_folder(root, home, stream=True).info
+    assert (info.height_px, info.width_px, info.channels) == (224, 224, 3)
+    info = open_folder(root, home, stream=True, image_px=24).info
+    assert (info.height_px, info.width_px) == (24, 24)
+
+
+# --- CIFAR-10 ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no {CIFAR10}")

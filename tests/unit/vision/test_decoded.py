@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from rayapp.config import DataConfig
 from rayapp.errors import DataError
+from rayapp.vision import sources
+from rayapp.vision.decoded import decode_chunks
+from rayapp.vision.preprocess import PreprocessSpec
 from tests.unit.vision.pictures import open_folder, open_parquet, png, write_folder, write_parquet
 
 # --- what comes out ---------------------------------------------------------------------------------------------------
@@ -109,6 +114,37 @@ def test_a_data_set_of_corrupt_images_alone_is_refused(tmp_path: Path, home: Pat
 
     with pytest.raises(DataError, match="none of the 4 images can be decoded"):
         open_folder(root, home, on_error="skip")
+
+
+# --- a few at a time --------------------------------------------------------------------------------------------------
+
+
+def test_runs_hold_all_images_in_order_with_corrupt_ones_black(tmp_path: Path, home: Path):
+    part = sources.folder(DataConfig(dataset="folder", path=str(with_corrupt(tmp_path / "set"))), home).train
+    spec = PreprocessSpec(height_px=12, width_px=16)
+    runs = list(decode_chunks(part.chunks, spec, at_once=3))
+
+    assert [run.images_nhwc.shape for run in runs] == [(3, 12, 16, 3), (3, 12, 16, 3), (2, 12, 16, 3)]
+    assert [image[0, 0, 0] for run in runs for image in run.images_nhwc] == [0, 0, 6, 9, 40, 43, 46, 0]
+    assert np.concatenate([run.labels_n for run in runs]).tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    problems = [problem for run in runs for problem in run.problems]
+    assert [bool(problem) for problem in problems] == [False, True, *[False] * 5, True]
+    assert problems[1].endswith("train/a/1.png (the image cannot be decoded)")
+    assert runs[0].images_nhwc[1].max() == 0
+
+
+def test_scattered_images_come_in_order_too_and_a_lost_one_is_named(tmp_path: Path, home: Path):
+    root = write_folder(tmp_path / "set", {"train/a": 40, "test/a": 1})
+    part = sources.folder(DataConfig(dataset="folder", path=str(root)), home).train
+    chunks = [replace(chunk, scattered=True) for chunk in part.chunks]
+    spec = PreprocessSpec(height_px=12, width_px=16)
+    images = [image for run in decode_chunks(chunks, spec, at_once=7) for image in run.images_nhwc]
+
+    names = [Path(item.name).stem for item in part.items()]
+    assert [image[0, 0, 0] for image in images] == [3 * int(name) for name in names]
+    (root / "train" / "a" / "25.png").unlink()
+    with pytest.raises(DataError, match=r"train/a/25\.png does not exist"):
+        list(decode_chunks(chunks, spec, at_once=7))
 
 
 # --- decoded once, test unopened --------------------------------------------------------------------------------------

@@ -1,0 +1,128 @@
+"""Ray Data as a decoder: chunks go in, decoded images come out in the same order, within the memory that it is given.
+
+Its tasks import this file, and what it imports: neither torch nor scikit-learn, a few hundred MB in each process.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+import ray
+import ray.data
+from numpy.typing import NDArray
+from ray.data import DataContext, ExecutionOptions, ExecutionResources, TaskPoolStrategy
+from ray.exceptions import RayTaskError
+
+from rayapp.errors import DataError
+from rayapp.vision.decoded import Run, decode_chunks
+from rayapp.vision.parts import Chunk
+from rayapp.vision.preprocess import PreprocessSpec
+from rayapp.vision.tree import CANNOT_BE_READ
+
+# A task decodes so many images at most, or so many bytes at least if there are that many: fewer take longer to be asked
+# for than to be decoded. They leave it in a quarter of that, or in so many bytes: larger blocks are not faster.
+TASK_IMAGES, TASK_BYTES = 1024, 8 * 2**20
+BLOCKS_OF_A_TASK, BLOCK_BYTES = 4, 4 * 2**20
+MAX_TASKS = 16
+MAX_RETRIES = 5  # of a file that is there but cannot be read: half a minute in all, for buckets have their moments
+NODE_LABEL = "ray.io/node-id"  # given by Ray to each node
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """How to decode for one consumer. memory_bytes: of the images on their way to it, in Ray's object store.
+
+    num_cpus: CPUs that each of num_tasks asks Ray for. None is asked for where training holds them all: a task that
+    waits for a CPU of a worker that waits for images would wait for ever.
+    """
+
+    spec: PreprocessSpec
+    memory_bytes: int
+    num_tasks: int
+    num_cpus: int
+
+    @classmethod
+    def create(cls, spec: PreprocessSpec, memory_bytes: int, *, num_consumers: int) -> Self:
+        """A decoder for one of num_consumers, whose resources Ray has already set aside."""
+        store_bytes = int(ray.cluster_resources().get("object_store_memory", 0))
+        memory_bytes = min(memory_bytes, store_bytes // (2 * num_consumers))
+        free = int(ray.available_resources().get("CPU", 0)) // num_consumers
+        fitting = memory_bytes // (2 * min(TASK_BYTES, TASK_IMAGES * image_bytes(spec)))
+        return cls(spec, memory_bytes, max(1, min(free, fitting, MAX_TASKS)), 1 if free else 0)
+
+    def runs(self, chunks: Sequence[Chunk]) -> Generator[Run]:
+        """The images of chunks in order. Raises DataError where a file is gone."""
+        tasks = [pickle.dumps(task) for task in self._tasks(chunks)]
+        dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
+            partial(_decode, spec=self.spec, at_once=self._at_once),
+            batch_size=1,
+            compute=TaskPoolStrategy(size=min(self.num_tasks, len(tasks))),
+            num_cpus=self.num_cpus,
+        )
+        self._configure(dataset.context)
+        try:
+            for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
+                yield Run(block["images"], block["labels"], block["problems"].tolist())
+        except RayTaskError as error:
+            if isinstance(error.cause, DataError):
+                raise DataError(str(error.cause).splitlines()[0]) from error  # Ray Data adds lines of its own
+            raise
+
+    def _configure(self, context: DataContext) -> None:
+        """Set the options of one dataset; context is its own."""
+        context.execution_options = ExecutionOptions(
+            preserve_order=True,
+            resource_limits=ExecutionResources.for_limits(object_store_memory=self.memory_bytes // 2),
+        )
+        context.target_max_block_size = self._at_once * image_bytes(self.spec)
+        context.retried_map_errors, context.max_map_retries = [CANNOT_BE_READ], MAX_RETRIES
+        context.enable_progress_bars = context.print_on_execution_start = False
+        if not self.num_cpus:
+            # Ray would put a task that asks for no CPU anywhere, also on a head node that is to be left alone
+            context.execution_options.label_selector = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
+
+    @property
+    def _task_images(self) -> int:
+        """Images that a task decodes at most. All tasks that run at a time have half of the memory.
+
+        The images of a task that is not the next one's turn are kept, however many they are (ray 2.60); of those of
+        tasks that are done, Ray Data keeps no more than the other half.
+        """
+        return max(1, min(TASK_IMAGES, self.memory_bytes // (2 * self.num_tasks * image_bytes(self.spec))))
+
+    @property
+    def _at_once(self) -> int:
+        """Images of a block."""
+        return max(1, min(self._task_images // BLOCKS_OF_A_TASK, BLOCK_BYTES // image_bytes(self.spec)))
+
+    def _tasks(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
+        """The chunks in order, as many together as a task decodes; larger ones are cut."""
+        group, room = list[Chunk](), self._task_images
+        for chunk in chunks:
+            at = 0
+            while at < len(chunk):
+                group.append(chunk.subset(np.arange(at, min(at + room, len(chunk)))))
+                at, room = at + len(group[-1]), room - len(group[-1])
+                if not room:
+                    yield group
+                    group, room = [], self._task_images
+        if group:
+            yield group
+
+
+def image_bytes(spec: PreprocessSpec) -> int:
+    """Bytes of a decoded image."""
+    return spec.height_px * spec.width_px * 3
+
+
+def _decode(batch: dict[str, NDArray[Any]], *, spec: PreprocessSpec, at_once: int) -> Iterator[dict[str, NDArray[Any]]]:
+    for task in batch["item"]:
+        chunks = pickle.loads(task)  # noqa: S301 - of runs(), a moment ago
+        for run in decode_chunks(chunks, spec, at_once=at_once):
+            problems = np.array(run.problems, dtype=object)
+            yield {"images": run.images_nhwc, "labels": run.labels_n, "problems": problems}

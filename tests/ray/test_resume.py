@@ -1,0 +1,236 @@
+"""Training that is cut off anywhere goes on by itself or with --resume, and ends with the same bits."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from rich.console import Console
+
+from rayapp.compute.checkpoints import Checkpoints
+from rayapp.compute.runs import Run
+from rayapp.config import Home
+from rayapp.errors import ConfigError, TrainingError
+from rayapp.settings import TrainSettings, validate
+
+pytestmark = pytest.mark.timeout(900)
+# 22 optimiser steps an epoch, 2 ranks; a checkpoint every 4 of them
+RECIPE = {
+    "data": {"dataset": "digits"},
+    "model": {"name": "mobilenet_v3_small"},
+    "optim": {"epochs": 3},
+    "compute": {"num_workers": 2, "deterministic": True},
+    "checkpoint": {"every_steps": 4},
+    "tracking": {"log_every_steps": 4},
+    "register": False,
+}
+
+
+def settings(**sections: object) -> TrainSettings:
+    return validate(TrainSettings, RECIPE | sections)
+
+
+def home_in(folder: Path) -> Home:
+    return Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+
+
+def final_state(home: Home, run: str) -> dict[str, object]:
+    found = Checkpoints(str(home.runs), run).newest()
+    assert found is not None
+    return found[1]
+
+
+def assert_same_bits(one: dict, other: dict) -> None:  # type: ignore[type-arg]
+    for part in ("model", "best_weights"):
+        different = [name for name, tensor in one[part].items() if not torch.equal(tensor, other[part][name])]
+        assert different == []
+    assert one["position"] == other["position"]
+    figures = ("epoch", "step", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "is_best")
+    rows = [[{name: row[name] for name in figures} for row in state["epochs"]] for state in (one, other)]
+    assert rows[0] == rows[1]
+
+
+@pytest.fixture(scope="module")
+def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nothing interrupted."""
+    from rayapp.compute.train import train
+
+    return train(settings(), home_in(tmp_path_factory.mktemp("whole"))).run
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(whole: Run) -> dict[str, object]:
+    found = Checkpoints(whole.storage, whole.name).newest()
+    assert found is not None
+    return found[1]
+
+
+def steps_saved(home: Home) -> list[int]:
+    return [int(path.parent.name.split("_")[1]) for path in home.runs.glob("*/checkpoint_*/digest.json")]
+
+
+def when(happened: Callable[[], bool], then: Callable[[], None]) -> threading.Thread:
+    def wait() -> None:
+        while not happened():
+            time.sleep(0.02)
+        then()
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread
+
+
+def a_worker() -> psutil.Process:
+    named = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
+    return next(p for p in named if psutil.Process() in p.parents())
+
+
+def kill_a_worker() -> None:
+    a_worker().kill()
+
+
+def test_F43_a_killed_worker_in_mid_epoch_changes_no_bit_of_the_result(
+    ray_cluster: None, tmp_path: Path, uninterrupted: dict[str, object]
+) -> None:
+    from rayapp.compute.train import train
+
+    home = home_in(tmp_path)
+    killer = when(lambda: any(step > 22 for step in steps_saved(home)), kill_a_worker)
+    said = Console(file=(tmp_path / "said").open("w"), width=200)
+    result = train(settings(), home, said)
+    assert not killer.is_alive()
+    assert_same_bits(uninterrupted, final_state(home, result.run.name))
+    assert "went on from step" in (tmp_path / "said").read_text()
+    mlflow = client(home)
+    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("rayapp").experiment_id])
+    assert run.info.status == "FINISHED"
+    epochs = [m.step for m in mlflow.get_metric_history(run.info.run_id, "val/accuracy")]
+    assert sorted(set(epochs)) == [1, 2, 3]
+
+
+def client(home: Home):  # type: ignore[no-untyped-def]
+    from mlflow import MlflowClient
+
+    return MlflowClient(home.tracking_uri)
+
+
+def command(home: Home, *words: str) -> subprocess.Popen[str]:
+    """`rayapp train` as a job that is tried again would run it."""
+    config = home.folder / "recipe.yaml"
+    config.write_text(json.dumps(RECIPE))
+    words = ("train", "--config", str(config), "--name", "nightly", "--resume", "auto", *words)
+    return subprocess.Popen(
+        [sys.executable, "-m", "rayapp.cli", *words],
+        env=os.environ | {"RAYAPP_HOME": str(home.folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def test_F43_a_killed_driver_whose_job_is_tried_again_changes_no_bit_of_the_result(
+    tmp_path: Path, uninterrupted: dict[str, object]
+) -> None:
+    home = home_in(tmp_path)
+    first = command(home)
+    when(lambda: any(step > 22 for step in steps_saved(home)), lambda: os.kill(first.pid, signal.SIGKILL)).join(300)
+    first.communicate(timeout=60)
+    assert first.returncode == -signal.SIGKILL
+
+    second = command(home)
+    output, errors = second.communicate(timeout=400)
+    assert second.returncode == 0, errors
+    said = json.loads(output.splitlines()[-1])
+    assert said["run_name"] == "nightly"
+    assert "went on from step" in errors
+    assert_same_bits(uninterrupted, final_state(home, "nightly"))
+    (run,) = client(home).search_runs([client(home).get_experiment_by_name("rayapp").experiment_id])
+    assert (run.info.run_id, run.info.status) == (said["run_id"], "FINISHED")
+
+    third = command(home)  # a retry of a job that was done already says the same and trains nothing
+    output, errors = third.communicate(timeout=400)
+    assert third.returncode == 0, errors
+    assert json.loads(output.splitlines()[-1])["val_accuracy"] == said["val_accuracy"]
+
+    changed = command(home, "--optim.epochs", "4")
+    _, errors = changed.communicate(timeout=100)
+    assert changed.returncode == 2
+    assert "was started with other settings: optim.epochs (was 3, is 4)" in errors
+
+
+def test_an_unreadable_checkpoint_is_passed_over_and_said(
+    whole: Run, uninterrupted: dict[str, object], tmp_path: Path
+) -> None:
+    from rayapp.compute.train import train
+
+    home = home_in(whole.folder.parents[1])
+    before, newest = Checkpoints(whole.storage, whole.name).names()
+    (whole.folder / newest / "state.pt").write_bytes(b"half of it")
+    whole.at("training")
+    said = Console(file=(tmp_path / "said").open("w"), width=200)
+    result = train(validate(TrainSettings, {"resume": whole.name}), home, said)
+    assert [e.epoch for e in result.epochs] == [1, 2, 3]
+    text = (tmp_path / "said").read_text()
+    assert f"checkpoint {newest} cannot be read" in text
+    assert f"checkpoint {before}" in text
+    assert_same_bits(uninterrupted, final_state(home, whole.name))
+
+
+def test_two_runs_of_one_name_are_refused(ray_cluster: None, tmp_path: Path) -> None:
+    from rayapp.compute.train import train
+
+    home = home_in(tmp_path)
+    run = Run("nightly", "0" * 32, "training", home.runs / "nightly", settings(name="nightly"))
+    run.save()
+    with pytest.raises(ConfigError, match=r"run 'nightly' exists already \(stage: training\); give another --name, or"):
+        train(settings(name="nightly"), home)
+    held = (
+        "import sys; from filelock import FileLock; x = FileLock(sys.argv[1]); x.acquire(); print(flush=True); input()"
+    )
+    other = subprocess.Popen([sys.executable, "-c", held, str(run.folder / "lock")], stdin=-1, stdout=-1)
+    assert other.stdout is not None
+    other.stdout.readline()
+    with pytest.raises(ConfigError, match="run 'nightly' is being trained by another process"):
+        train(validate(TrainSettings, {"resume": "nightly"}), home)
+    other.kill()
+    other.wait()
+
+
+def parquet_with_a_corrupt_image(folder: Path) -> Path:
+    """Images of two colours, one of which is cut off: too many for the sample that is looked at before training."""
+    content = {}
+    for label, colour in enumerate(((200, 30, 30), (30, 30, 200))):
+        buffer = io.BytesIO()
+        Image.new("RGB", (32, 32), colour).save(buffer, "PNG")
+        content[label] = buffer.getvalue()
+    rows = [{"image": {"bytes": content[n % 2], "path": None}, "label": n % 2} for n in range(12_000)]
+    rows[7150]["image"] = {"bytes": content[0][:40], "path": None}
+    folder.mkdir()
+    pq.write_table(pa.Table.from_pylist(rows), folder / "train.parquet", row_group_size=500)
+    return folder
+
+
+def test_what_one_rank_alone_cannot_heal_ends_all_with_its_cause(ray_cluster: None, tmp_path: Path) -> None:
+    from rayapp.compute.train import train
+
+    data = {"dataset": "parquet", "path": str(parquet_with_a_corrupt_image(tmp_path / "data")), "stream": True}
+    home = home_in(tmp_path)
+    with pytest.raises(TrainingError, match=r"train\.parquet, row 7150.*cannot be decoded.*--data\.on_error skip"):
+        train(settings(data=data, optim={"epochs": 1}), home)
+    (run,) = client(home).search_runs([client(home).get_experiment_by_name("rayapp").experiment_id])
+    assert run.info.status == "FAILED"
