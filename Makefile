@@ -9,7 +9,8 @@ DATA_PATH ?=
 # What `make serve` serves, and where.
 MODEL ?= models:/vision@champion
 PORT ?= 3000
-# What `make bench-serving` compares with, how long `make bench-soak` runs, and further options of any bench-NAME.
+# What `make bench-serving` and `make bench-training` compare with, how long `make bench-soak` runs, and further options
+# of any bench-NAME.
 BENCH_PYTHON ?= .venv-bench/bin/python
 BENTO_SERVICE ?= benchmarks/peers/bento_service.py
 MINUTES ?= 30
@@ -19,7 +20,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv-bench/.installed
 
-.PHONY: help demo test check serve clean bench-serving bench-flips bench-chaos bench-soak bench-mutations
+.PHONY: help demo test check serve clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-kills
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -54,6 +55,15 @@ bench-soak: $(INSTALLED)  ## mixed requests for MINUTES=30: growth of memory (AR
 bench-mutations: $(INSTALLED)  ## 5,000 damaged requests: wrong answers, crashes, growth of memory (ARGS=)
 	@$(BIN)/python -m benchmarks.mutations $(ARGS)
 
+bench-training: $(INSTALLED) $(if $(filter .venv-bench/%,$(BENCH_PYTHON)),$(BENCH_INSTALLED))  ## rayapp train against a plain PyTorch script, Lightning and fit() without Ray (ARGS='--data FOLDER')
+	@$(BIN)/python -m benchmarks.training --peers-python '$(BENCH_PYTHON)' $(ARGS)
+
+bench-accuracy: $(INSTALLED)  ## time to accuracy on CIFAR-10, several seeds (ARGS='--data FOLDER --config cifar10-resnet9')
+	@$(BIN)/python -m benchmarks.accuracy $(ARGS)
+
+bench-kills: $(INSTALLED)  ## SIGKILL of workers and drivers at random steps: are the final weights the same bits? (ARGS=)
+	@$(BIN)/python -m benchmarks.kills $(ARGS)
+
 clean:  ## remove .venv, caches and the demo's home; your runs in .rayapp stay
 	@rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .rayapp-demo
 	@find rayapp jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
@@ -72,11 +82,13 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[app,dev]' \
 	    && touch $@
 
-# bentoml and litserve in an environment of their own; torch and the rest come from .venv, through a .pth file.
+# bentoml, litserve and lightning in an environment of their own; torch and the rest come from .venv, through a .pth
+# file. lightning last: it needs torch, and pip has to see that it is there.
 $(BENCH_INSTALLED): $(INSTALLED)
-	@echo "Installing bentoml and litserve into .venv-bench: once, about a minute"
+	@echo "Installing bentoml, litserve and lightning into .venv-bench: once, about a minute"
 	@$(BIN)/python -m venv .venv-bench \
 	    && .venv-bench/bin/python -m pip install -qq --disable-pip-version-check bentoml==1.4.39 litserve==0.2.19 \
 	    && $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	        > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rayapp.pth" \
+	    && .venv-bench/bin/python -m pip install -qq --disable-pip-version-check lightning==2.6.6 \
 	    && touch $@

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
+from torch import Generator, Tensor
 
 from rayapp.config import AugmentConfig, DataConfig
 from rayapp.errors import ConfigError, DataError
@@ -34,6 +35,14 @@ CPU = torch.device("cpu")
 SPEC = PreprocessSpec(height_px=8, width_px=8)
 NUM_IMAGES = 211  # a prime: nothing comes out even
 STILL = Augment(crop_padding_px=0, flip=False, cutout_px=0)
+
+
+@pytest.fixture(autouse=True)
+def several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These small sets would be decoded by one task."""
+    from rayapp.compute import decoding
+
+    monkeypatch.setattr(decoding, "TASK_IMAGES", 24)
 
 
 def numbered(number: int, *, px: int = 8) -> bytes:
@@ -150,6 +159,13 @@ def test_evaluation_counts_each_image_once_and_keeps_the_order(part: Part, world
     assert [-(-len(of_rank) // 16) for of_rank in seen] == [rank.num_batches() for rank in ranks]
 
 
+def test_the_order_is_not_that_in_which_tasks_are_done(tmp_path: Path, home: Path) -> None:
+    images = [numbered(number, px=1500 if number < 24 else 8) for number in range(96)]
+    part = part_of("parquet", parquet_set(tmp_path / "set", images, group=24), home)
+
+    assert numbers(streamed(part).epoch(0)) == list(range(96))
+
+
 def test_fewer_images_than_a_batch_are_one_smaller_batch(tmp_path: Path, home: Path) -> None:
     part = part_of("parquet", parquet_set(tmp_path / "set", [numbered(n) for n in range(5)]), home)
     batches = streamed(part, augment=STILL)
@@ -176,6 +192,18 @@ def test_F43_an_epoch_goes_on_with_the_same_bits(part: Part, world: int) -> None
     assert whole[0].targets_nk is not None
 
 
+def test_each_batch_has_random_numbers_of_its_own(part: Part) -> None:
+    seeds: list[int] = []
+
+    def noted(images_nhwc: Tensor, labels_n: Tensor, generator: Generator) -> tuple[Tensor, None]:
+        seeds.append(generator.initial_seed())
+        return images_nhwc, None
+
+    for rank, epoch in itertools.product(range(2), range(2)):
+        list(streamed(part, rank=rank, world=2, augment=noted).epoch(epoch))
+    assert len(set(seeds)) == len(seeds) == 40
+
+
 def test_what_is_done_is_not_read_again(tmp_path: Path, home: Path) -> None:
     root = folder_set(tmp_path / "set", [numbered(n) for n in range(NUM_IMAGES)])
     part = part_of("folder", root, home)
@@ -191,6 +219,7 @@ def test_what_is_done_is_not_read_again(tmp_path: Path, home: Path) -> None:
 def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, home: Path) -> None:
     root = folder_set(tmp_path / "set", [numbered(n) for n in range(30)])
     part = part_of("folder", root, home)
+    numbers(streamed(part).epoch(0))  # Ray's processes are there now, so that the file is soon asked for
     place = Path(root) / "train" / "2" / "0014.png"
     place.rename(tmp_path / "kept.png")
     place.mkdir()  # so that reading fails, as root too
@@ -199,7 +228,7 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, 
         place.rmdir()
         (tmp_path / "kept.png").rename(place)
 
-    healer = threading.Timer(0.5, heal)
+    healer = threading.Timer(2.0, heal)
     healer.start()
     seen = numbers(streamed(part).epoch(0))
     healer.join()

@@ -1,0 +1,103 @@
+"""Every data set with every model: an epoch of training, a bundle, and the same answers from what the bundle holds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision import datasets as tv
+
+from rayapp.config import AugmentConfig, DataConfig, DatasetName, ModelConfig, OptimConfig
+from rayapp.vision.augment import Augment
+from rayapp.vision.batches import ResidentBatches
+from rayapp.vision.bundle import Bundle, Manifest, write_bundle
+from rayapp.vision.datasets import SOURCES, Dataset, DatasetInfo, load
+from rayapp.vision.loop import EpochReport, fit
+from rayapp.vision.models import ARCHITECTURES, Classifier, build_model
+from rayapp.vision.predictor import Predictor
+from rayapp.vision.preprocess import Images
+from rayapp.vision.state import TrainState
+from tests.unit.vision.pictures import write_folder, write_parquet
+from tests.unit.vision.test_downloads import Server, serve_cifar, serve_fashion_mnist, server  # noqa: F401 - a fixture
+
+CPU = torch.device("cpu")
+NUM_IMAGES = 24
+DOWNLOADED: dict[str, tuple[type, Callable[[Server], dict[str, object]]]] = {
+    "cifar10": (tv.CIFAR10, lambda served: serve_cifar(served, tv.CIFAR10)),
+    "cifar100": (tv.CIFAR100, lambda served: serve_cifar(served, tv.CIFAR100)),
+    "fashion_mnist": (tv.FashionMNIST, serve_fashion_mnist),
+}
+
+
+@pytest.fixture
+def dataset(
+    request: pytest.FixtureRequest,
+    server: Server,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Dataset:
+    name: DatasetName = request.param
+    path = None
+    if name in DOWNLOADED:
+        kind, serve = DOWNLOADED[name]
+        for attribute, value in serve(server).items():
+            monkeypatch.setattr(kind, attribute, value)
+    elif name == "folder":
+        path = write_folder(tmp_path / "folder" / "train", {"a": 20, "b": 20}).parent
+    elif name == "parquet":
+        path = write_parquet(tmp_path / "parquet" / "train.parquet", [0, 1] * 20).parent
+    return load(DataConfig(dataset=name, path=path and str(path)), tmp_path / "home")
+
+
+def trained(name: str, dataset: Dataset) -> tuple[Classifier, EpochReport]:
+    info, images, rows = dataset.info, dataset.train, np.arange(NUM_IMAGES)
+    assert isinstance(images, Images)
+    config = OptimConfig(epochs=1, batch_size=8)
+    torch.manual_seed(0)
+    px = min(info.height_px, info.width_px)
+    model = build_model(ModelConfig(name=name), num_classes=info.num_classes, image_px=px, mean=info.mean, std=info.std)
+    shape = {"height_px": info.height_px, "flip": info.flip, "num_classes": info.num_classes}
+    augment = Augment.from_config(AugmentConfig(cutout_px=4, random_ops=1, mixup_alpha=0.2), **shape)
+    train = ResidentBatches(images, rows, batch_size=8, device=CPU, augment=augment)
+    validation = ResidentBatches(images, rows, batch_size=8, device=CPU)
+    (report,) = fit(TrainState.create(model, train, config), train, validation, config)
+    assert isinstance(report, EpochReport)
+    return model, report
+
+
+def manifest_of(name: str, info: DatasetInfo) -> Manifest:
+    return Manifest(
+        model=ModelConfig(name=name),
+        preprocess=info.preprocess,
+        class_names=info.class_names,
+        mean=info.mean,
+        std=info.std,
+        data=DataConfig(dataset=info.name, path="somewhere" if info.name in ("folder", "parquet") else None),
+        data_digest=info.digest,
+        split_digest="sha256:2",
+        git_sha="unknown",
+        versions={},
+        metrics={},
+    )
+
+
+@pytest.mark.parametrize("name", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("dataset", sorted(SOURCES), indirect=True)
+def test_every_data_set_and_model_trains_an_epoch_and_its_bundle_round_trips(
+    dataset: Dataset, name: str, tmp_path: Path
+) -> None:
+    model, report = trained(name, dataset)
+    assert math.isfinite(report.train_loss)
+    assert report.step == NUM_IMAGES // 8
+    write_bundle(tmp_path / "bundle", model, manifest_of(name, dataset.info))
+    bundle = Bundle.open(tmp_path / "bundle")
+    assert bundle.manifest.class_names == dataset.info.class_names
+    images_nhwc = np.ascontiguousarray(dataset.train.images_nhwc[:3])  # type: ignore[union-attr]
+    with torch.inference_mode():
+        expected_nk = model.eval()(torch.from_numpy(images_nhwc)).softmax(1).numpy()
+    probabilities_nk = Predictor.load(bundle, device="cpu").predict(images_nhwc)
+    assert np.allclose(probabilities_nk, expected_nk, atol=1e-4)
