@@ -35,6 +35,7 @@ from rayapp.errors import ConfigError, RayAppError
 from rayapp.vision.augment import Augment
 from rayapp.vision.batches import Batch, ResidentBatches
 from rayapp.vision.loop import EpochReport, evaluate, fit
+from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import Classifier, build_model
 from rayapp.vision.preprocess import Images
 from rayapp.vision.state import TrainState
@@ -199,6 +200,7 @@ def _prepare(options: argparse.Namespace) -> torch.device:
     torch.backends.cudnn.benchmark = True
     if options.threads:
         torch.set_num_threads(options.threads)
+    keep_freed_memory()
     return torch.device(options.device)
 
 

@@ -23,6 +23,7 @@ from rayapp.vision import datasets
 from rayapp.vision.augment import Augment
 from rayapp.vision.batches import ResidentBatches, Shard
 from rayapp.vision.loop import EpochReport, fit
+from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import resolve_device
 from rayapp.vision.preprocess import Images
@@ -62,6 +63,7 @@ def main() -> None:
 
 def _prepare(settings: TrainSettings) -> None:
     torch.set_num_threads(settings.compute.threads_per_worker)
+    keep_freed_memory()
     torch.manual_seed(settings.seed)
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True

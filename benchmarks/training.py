@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 import tempfile
 import time
@@ -79,12 +80,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def compare(options: argparse.Namespace, scratch: Path, console: Console) -> dict[str, Any]:
     """All that was measured, as one JSON object; tables go to the console."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise RayAppError("--device cuda: torch finds no GPU here; say --device cpu")
     data = scratch / "data"
     num_train = write_subset(options.data, data, options.images)
     where = {
         "machine": conditions.machine(),
         "gpu": torch.cuda.get_device_name(0) if options.device == "cuda" else "not used",
-        "versions": conditions.versions(),
+        "versions": {**conditions.versions(), **_lightning_version(options)},
         "recipe": f"{options.model}, {num_train:,} training images, a tenth of them for validation, {options.epochs}"
         f" epochs, {options.batch_size} images at once a process, 1 thread a process unless named otherwise",
         "runs": f"{options.rounds} rounds; the first epoch is not counted",
@@ -105,6 +108,21 @@ def compare(options: argparse.Namespace, scratch: Path, console: Console) -> dic
     report.show(console, bench.measured)
     report.show_targets(console, found, loss)
     return {"conditions": where, **report.as_json(bench.measured, found, loss)}
+
+
+def _lightning_version(options: argparse.Namespace) -> dict[str, str]:
+    """Of the peers' environment. Raises RayAppError where it is wanted and not there."""
+    if LIGHTNING not in options.only:
+        return {}
+    code = "import importlib.metadata as m; print(m.version('lightning'))"
+    try:
+        said = subprocess.run([options.peers_python, "-c", code], capture_output=True, text=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise RayAppError(
+            f"{options.peers_python} has no Lightning; make it with: rm -f .venv-bench/.installed;"
+            " make .venv-bench/.installed, or leave it out with --only rayapp fit plain"
+        ) from error
+    return {"lightning": said.stdout.strip()}
 
 
 def write_subset(source: Path, target: Path, num_images: int) -> int:
@@ -140,10 +158,7 @@ def _contestants(bench: Bench) -> list[Contestant]:
     words = [str(options.peers_python), "-m", "benchmarks.peers.lightning_script", "--processes", str(n)]
     words += [*_plain_flags(bench, loader_workers=0), "--channels-last"]
     found.append(Contestant(LIGHTNING, f"Lightning, {n} processes, channels last", words, ONE_THREAD, json_epochs))
-    found = [contestant for contestant in found if contestant.group in options.only]
-    if any(contestant.group == LIGHTNING for contestant in found) and not options.peers_python.exists():
-        raise RayAppError(f"{options.peers_python} is not there; make it with: make .venv-bench/.installed")
-    return found
+    return [contestant for contestant in found if contestant.group in options.only]
 
 
 def _rayapp(bench: Bench, workers: int) -> Contestant:

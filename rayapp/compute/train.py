@@ -79,9 +79,9 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
     """
     started, training_seconds = time.monotonic(), 0.0
     console = console or Console(stderr=True)
-    prices = _prices(settings)
     earlier = _earlier(home, settings)
     settings = earlier.settings if earlier else _absolute_paths(settings)
+    prices = _prices(settings)
     with ray_cluster():
         device = check_resources(settings)
         dataset = load(settings.data, home.data)
@@ -94,7 +94,8 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
                 _describe(console, settings, dataset, split, device, run)
                 training_seconds = _train_and_record(run, home, device, model, console)
                 run = run.at("trained")
-            seconds = {"training_seconds": training_seconds, "seconds": time.monotonic() - started}
+            # of a run that was cut off this is the last part alone, of which nothing could be foretold
+            seconds = {} if earlier else {"training_seconds": training_seconds, "seconds": time.monotonic() - started}
             delivered = deliver(run, home, dataset.info, split, seconds=seconds, prices=prices)
             run = run.at("done")
     result = Trained(

@@ -29,6 +29,7 @@ from rayapp.vision.batches import Batches, ResidentBatches, Shard
 from rayapp.vision.datasets import DatasetInfo, load
 from rayapp.vision.flops import flops_per_image, mfu, peak_flops
 from rayapp.vision.loop import EpochReport, StepReport, fit
+from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import Classifier, build_model
 from rayapp.vision.preprocess import Images
 from rayapp.vision.state import TrainState
@@ -120,6 +121,7 @@ def model_for(config: ModelConfig, info: DatasetInfo) -> Classifier:
 def _prepare(settings: TrainSettings, kind: str) -> torch.device:
     """This worker's device, with torch set up for it."""
     torch.set_num_threads(settings.compute.threads_per_worker)
+    keep_freed_memory()
     torch.manual_seed(settings.seed)
     # TF32 in matrix products and convolutions: what is lost is less than bf16 loses, and on CPUs it changes nothing
     torch.set_float32_matmul_precision("high")

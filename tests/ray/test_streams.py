@@ -1,40 +1,27 @@
-"""Streamed batches for real: Ray Data, several ranks, files and buckets, and what a stream may take of memory."""
+"""Streamed batches for real: which images ranks get, in which order, after a stop too, and corrupt ones."""
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
 import logging
-import os
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
 from torch import Generator, Tensor
 
 from rayapp.config import AugmentConfig, DataConfig
-from rayapp.errors import ConfigError, DataError
+from rayapp.errors import DataError
 from rayapp.vision.augment import Augment
-from rayapp.vision.batches import Batch, Shard
 from rayapp.vision.datasets import load
 from rayapp.vision.parts import Part
-from rayapp.vision.preprocess import PreprocessSpec
+from tests.ray.numbered import KINDS, STILL, folder_set, numbered, numbers, parquet_set, part_of, same, streamed
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
-CPU = torch.device("cpu")
-SPEC = PreprocessSpec(height_px=8, width_px=8)
 NUM_IMAGES = 211  # a prime: nothing comes out even
-STILL = Augment(crop_padding_px=0, flip=False, cutout_px=0)
 
 
 @pytest.fixture(autouse=True)
@@ -45,73 +32,10 @@ def several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoding, "TASK_IMAGES", 24)
 
 
-def numbered(number: int, *, px: int = 8) -> bytes:
-    """A picture that carries its number."""
-    image = Image.new("RGB", (px, px), (number % 256, number // 256, 7))
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def parquet_set(root: Path, images: list[bytes], *, group: int = 20) -> str:
-    """A training file of these images, in row groups of so many, and one test image; labels are 0, 1, 2, 0, ..."""
-    root.mkdir()
-    for name, data in (("train", images), ("test", images[:1])):
-        rows = [{"bytes": image, "path": ""} for image in data]
-        table = pa.table({"image": rows, "label": pa.array(np.arange(len(data)) % 3)})
-        pq.write_table(table, root / f"{name}.parquet", row_group_size=group)
-    return str(root)
-
-
-def folder_set(root: Path, images: list[bytes]) -> str:
-    """The same images as files; where they come in order, a class comes after the other."""
-    for number, image in enumerate(images):
-        folder = root / "train" / str(number % 3)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{number:04}.png").write_bytes(image)
-    (root / "test" / "0").mkdir(parents=True)
-    (root / "test" / "0" / "0.png").write_bytes(images[0])
-    return str(root)
-
-
-KINDS = {"parquet": parquet_set, "folder": folder_set}
-
-
-def part_of(kind: str, path: str, home: Path) -> Part:
-    part = load(DataConfig(dataset=kind, path=path, stream=True, on_error="skip"), home).train  # type: ignore[arg-type]
-    assert isinstance(part, Part)
-    return part
-
-
 @pytest.fixture(params=["parquet", "folder"])
 def part(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Part:
     images = [numbered(number) for number in range(NUM_IMAGES)]
     return part_of(request.param, KINDS[request.param](tmp_path / "set", images), home)
-
-
-def streamed(part: Part, *, rank: int = 0, world: int = 1, **options: Any):  # type: ignore[no-untyped-def]
-    from rayapp.compute.streams import StreamedBatches
-
-    defaults: dict[str, Any] = {"batch_size": 10, "preprocess": SPEC, "memory_bytes": 64 * 2**20, "on_error": "fail"}
-    return StreamedBatches(part, device=CPU, shard=Shard(rank, world), **(defaults | options))
-
-
-def numbers(batches: Iterable[Batch]) -> list[int]:
-    """The numbers of the images, each with its label."""
-    found = []
-    for batch in batches:
-        pixels_nc = batch.images_nhwc[:, 0, 0].int()
-        of_batch = (pixels_nc[:, 0] + 256 * pixels_nc[:, 1]).tolist()
-        assert [number % 3 for number in of_batch] == batch.labels_n.tolist()
-        found += of_batch
-    return found
-
-
-def same(ones: Iterable[Batch], others: Iterable[Batch]) -> bool:
-    pairs = itertools.zip_longest(ones, others)
-    return all(
-        one and other and torch.equal(one[0], other[0]) and torch.equal(one[1], other[1]) for one, other in pairs
-    )
 
 
 # --- which images, in which order -------------------------------------------------------------------------------------
@@ -273,7 +197,9 @@ def test_images_of_all_kinds_are_those_of_the_set_in_memory(tmp_path: Path, home
     assert np.array_equal(torch.cat([batch.images_nhwc for batch in batches]).numpy(), resident.images_nhwc)
     assert np.array_equal(torch.cat([batch.labels_n for batch in batches]).numpy(), resident.labels_n)
     assert (batches[0].images_nhwc.dtype, batches[0].labels_n.dtype) == (torch.uint8, torch.int64)
-    assert batches[0].images_nhwc.is_contiguous()
+    assert all(batch.images_nhwc.is_contiguous() for batch in batches)
+    # who keeps a batch keeps nothing else
+    assert all(batch.images_nhwc.untyped_storage().nbytes() == batch.images_nhwc.nbytes for batch in batches)
 
 
 # --- corrupt images ---------------------------------------------------------------------------------------------------
@@ -322,130 +248,3 @@ def test_corrupt_images_alone_are_an_error(tmp_path: Path, home: Path) -> None:
 
     with pytest.raises(DataError, match=r"none of \d+ images in a row can be decoded: .*row \d+ "):
         list(streamed(part.subset(np.arange(20, 100)), on_error="skip").epoch(0))
-
-
-# --- resources --------------------------------------------------------------------------------------------------------
-
-
-def test_ranks_that_hold_all_cpus_do_not_wait_for_each_other(part: Part) -> None:
-    import ray
-
-    def take(rank: int) -> list[int]:
-        batches = streamed(part, rank=rank, world=2, augment=STILL)
-        return numbers(itertools.chain(batches.epoch(0), batches.epoch(1)))
-
-    @ray.remote(num_cpus=1)
-    class Rank:
-        def take(self, function: Callable[[int], list[int]], rank: int) -> list[int]:
-            return function(rank)
-
-    ranks = [Rank.remote() for _ in range(2)]  # type: ignore[attr-defined]
-    seen = ray.get([actor.take.remote(take, rank) for rank, actor in enumerate(ranks)], timeout=200)
-    for actor in ranks:
-        ray.kill(actor)
-
-    assert [len(of_rank) for of_rank in seen] == [200, 200]
-    assert not set(seen[0][:100]) & set(seen[1][:100])
-
-
-def test_too_little_memory_for_a_batch_is_said(part: Part) -> None:
-    large = PreprocessSpec(height_px=512, width_px=512)
-
-    with pytest.raises(
-        ConfigError, match=r"memory_mb 64 is too little for batches of 30 images of 512x512 px; say 90 or"
-    ):
-        streamed(part, batch_size=30, preprocess=large, augment=STILL)
-    assert streamed(part, batch_size=30, preprocess=large).batch_size == 21  # of evaluation any will do
-
-
-def in_process(code: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """What a program with a cluster of its own prints in its last line."""
-    start = """
-import json, sys, tempfile
-from pathlib import Path
-import numpy as np, ray, torch
-from rayapp.config import DataConfig
-from rayapp.vision.datasets import load
-from tests.ray.test_streams import STILL, numbers, streamed
-ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False,
-         _temp_dir=tempfile.mkdtemp(prefix="ra", dir="/tmp"))
-"""
-    command = [sys.executable, "-c", start + code, *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | (environment or {}), timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
-
-
-def test_a_bucket_is_streamed(tmp_path: Path, home: Path) -> None:
-    import boto3
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-        environment = keys | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-        client = boto3.client(
-            "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], aws_access_key_id="key", aws_secret_access_key="secret"
-        )
-        client.create_bucket(Bucket="pictures")
-        images = [numbered(number) for number in range(60)]
-        for kind, write in KINDS.items():
-            local = Path(write(tmp_path / kind, images))
-            for path in local.rglob("*.*"):
-                client.upload_file(str(path), "pictures", f"{kind}/{path.relative_to(local)}")
-        code = """
-seen = {}
-for kind in ("parquet", "folder"):
-    data = load(DataConfig(dataset=kind, path=f"s3://pictures/{kind}", stream=True), Path(sys.argv[1]))
-    seen[kind] = numbers(streamed(data.train, augment=STILL).epoch(0))
-print(json.dumps(seen))
-"""
-        seen = in_process(code, str(home), environment=environment)
-    finally:
-        server.stop()
-    for kind in KINDS:
-        assert sorted(seen[kind]) == list(range(60))
-
-
-def test_a_set_of_several_times_the_memory_stays_within_it(tmp_path: Path, home: Path) -> None:
-    """Private memory of the rank and pinned images in Ray's store together; the set is 270 MB, memory_mb is 64."""
-    path = parquet_set(tmp_path / "set", [numbered(number, px=224) for number in range(1880)], group=100)
-    code = """
-import threading
-import psutil
-from ray._private.internal_api import node_stats  # no public way to ask how much is pinned
-from rayapp.vision.preprocess import PreprocessSpec
-
-spec = PreprocessSpec(height_px=224, width_px=224)
-part = load(DataConfig(dataset="parquet", path=sys.argv[1], image_px=224, stream=True), Path(sys.argv[2])).train
-batches = streamed(part, preprocess=spec, batch_size=16, augment=STILL)
-node = ray.nodes()[0]
-address, process, stop = (node["NodeManagerAddress"], node["NodeManagerPort"]), psutil.Process(), threading.Event()
-next(epoch := batches.epoch(0))  # threads and libraries are there
-epoch.close()
-before = process.memory_full_info().uss
-peaks = []
-
-def watch():
-    while not stop.wait(0.05):
-        stats = node_stats(*address, False).store_stats
-        assert not stats.spilled_bytes_total
-        peaks.append(process.memory_full_info().uss - before + stats.object_store_bytes_primary_copy)
-
-watcher = threading.Thread(target=watch)
-watcher.start()
-seen = [number for epoch in (0, 1) for number in numbers(batches.epoch(epoch))]
-stop.set()
-watcher.join()
-print(json.dumps({"peak_mb": max(peaks) / 2**20, "samples": len(peaks), "images": len(set(seen))}))
-"""
-    found = in_process(code, path, str(home))
-
-    assert found["images"] == 1880
-    assert found["samples"] > 20
-    assert found["peak_mb"] < 1.5 * 64

@@ -160,6 +160,13 @@ def test_a_folder_without_data_is_one_sentence(tmp_path: Path, capsys: pytest.Ca
     assert "train.parquet is not there; give --data" in capsys.readouterr().err
 
 
+def test_lightning_that_is_not_there_is_one_sentence(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    python = str(tmp_path / "python")
+
+    assert training.main(["--data", str(folder), "--only", "lightning", "--peers-python", python]) == 1
+    assert f"{python} has no Lightning; make it with" in capsys.readouterr().err
+
+
 def test_lines_that_are_no_epochs_are_passed_over():
     line = {"epoch": 1, "ended_at": 7.0, "seconds": 2.0, "images_per_s": 450.0, "train_loss": 1.5, "val_accuracy": 0.4}
 
