@@ -2,10 +2,10 @@
 
     Part ─> pieces, in the order of the epoch ─> the rank's rows ─> decoding.py ─> windows, shuffled ─> Batch
 
-The order of pieces is a function of seed and epoch, that in a window of seed, epoch, place and rank. So a resumed run
-skips what is done without reading it, and decodes again only the window that it was in. With another number of ranks
-than before, the rest of that one epoch is only about the rest: each rank's rows begin elsewhere, and it skips as many
-as it would have done itself.
+The order of pieces is a function of seed and epoch, that in a window of seed, epoch, place and rank; the sizes of both
+follow from memory_bytes. So a resumed run skips what is done without reading it, and decodes again only the window that
+it was in. With another number of ranks than before, the rest of that one epoch is only about the rest: each rank's rows
+begin elsewhere, and it skips as many as it would have done itself.
 
 Memory: a quarter of what a rank may take is for the window in use, one for the next window, one for images on their
 way (in Ray's object store), one for the batches at hand.
@@ -197,9 +197,12 @@ class _Filling:
         self.problems += run.problems
 
     def window(self, start: int, *, mend: bool) -> _Window:
-        """The window; in place of a corrupt image is the good one that came in before it, or none if mend is False."""
+        """The window; in place of a corrupt image is the good one that came in before it, or none if mend is False.
+
+        Raises DataError where there is no good one.
+        """
         good_n = np.array([not problem for problem in self.problems])
-        if not good_n.any():
+        if mend and not good_n.any():
             raise DataError(f"none of {len(good_n)} images in a row can be decoded: {_first_of(self.problems)}")
         if mend:
             # the first good one serves those before it as well

@@ -83,7 +83,7 @@ def numbers(batches: Iterable[Batch]) -> list[int]:
 
 
 def same(ones: Iterable[Batch], others: Iterable[Batch]) -> bool:
-    pairs = itertools.zip_longest(ones, others)
-    return all(
-        one and other and torch.equal(one[0], other[0]) and torch.equal(one[1], other[1]) for one, other in pairs
-    )
+    """Whether both have equally many batches, with the same bits."""
+    pairs = list(itertools.zip_longest(ones, others, fillvalue=()))
+    fields = [pair for one, other in pairs for pair in itertools.zip_longest(one, other)]
+    return all(a is b or torch.equal(a, b) for a, b in fields)
