@@ -16,11 +16,10 @@ OBJECT_STORE_BYTES = 256 * 2**20  # images stay in the workers; only small thing
 
 
 @contextlib.contextmanager
-def ray_cluster(*, spare_cpus: int = 0, show_worker_logs: bool = False, in_front: bool = False) -> Iterator[None]:
+def ray_cluster(*, spare_cpus: int = 0, show_worker_logs: bool = False) -> Iterator[None]:
     """Ray is there inside the with block. A cluster that this process started ends with it, one it joined goes on.
 
-    spare_cpus are logical CPUs beyond the machine's own, for things that wait more than they compute. in_front is for
-    servers: Ray's workers otherwise give way (niceness 15) to whatever else runs here.
+    spare_cpus are logical CPUs beyond the machine's own, for things that wait more than they compute.
     """
     if ray.is_initialized():
         yield
@@ -32,8 +31,8 @@ def ray_cluster(*, spare_cpus: int = 0, show_worker_logs: bool = False, in_front
         ray.init(**options)
     else:
         options |= {"num_cpus": (os.cpu_count() or 1) + spare_cpus, "object_store_memory": OBJECT_STORE_BYTES}
-        if in_front:
-            options["_system_config"] = {"worker_niceness": 0}
+        # by default Ray's workers give way (niceness 15) to whatever else runs here, Ray's own processes among it
+        options["_system_config"] = {"worker_niceness": 0}
         with _private_files():
             ray.init("local", include_dashboard=False, **options)
     try:

@@ -142,7 +142,7 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises RegistryError, BundleError or ConfigError before Serve starts."""
     args = _with_absolute_paths(settings.app.model_copy(update={"model": settings.model}))
     check(args, home, host=settings.host, port=settings.port)
-    with tempfile.TemporaryDirectory(prefix="rayapp-") as folder, ray_cluster(show_worker_logs=True, in_front=True):
+    with tempfile.TemporaryDirectory(prefix="rayapp-") as folder, ray_cluster(show_worker_logs=True):
         # Ray's own handler prints a stack trace first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
