@@ -23,9 +23,10 @@ from typing import Any
 
 import ray.train
 import torch.distributed as dist
-from pyarrow.fs import FileSelector, FileSystem, FileType
+from pyarrow.fs import FileSelector, FileType
 
 from rayapp.compute.cost import NodeUse
+from rayapp.compute.runs import open_storage
 from rayapp.config import CheckpointConfig
 from rayapp.vision.batches import Shard
 from rayapp.vision.loop import EpochReport, StepReport
@@ -39,7 +40,7 @@ class Checkpoints:
     """The checkpoints of one run; the writer is rank 0 alone."""
 
     def __init__(self, storage: str, run: str, *, keep: int = 2) -> None:
-        self._files, self._root = FileSystem.from_uri(f"{storage.rstrip('/')}/{run}")
+        self._files, self._root = open_storage(storage, run)
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from rayapp.compute.checkpoints import STATE, Checkpoints, epochs_of, uses_of
 from rayapp.compute.cost import cost_usd, energy_wh
 from rayapp.compute.runs import Run, git_sha, package_versions
 from rayapp.compute.worker import model_for
-from rayapp.config import Home, ModelConfig
+from rayapp.config import Home
 from rayapp.errors import RegistryError, TrainingError
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import MetricLog, Tracker
@@ -72,7 +72,7 @@ def deliver(
 
 
 def _write_bundle(run: Run, snapshot: Snapshot, info: DatasetInfo, split: Split, epochs: list[EpochReport]) -> None:
-    model, best = model_for(ModelConfig(name=run.settings.model.name), info), _best(epochs)
+    model, best = model_for(run.settings.model, info, blank=True), best_of(epochs)
     model.load_state_dict(snapshot["best_weights"])
     manifest = Manifest(
         model=run.settings.model,
@@ -94,7 +94,7 @@ def _write_bundle(run: Run, snapshot: Snapshot, info: DatasetInfo, split: Split,
 def _send(
     run: Run, home: Home, snapshot: Snapshot, epochs: list[EpochReport], spent: Mapping[str, float]
 ) -> ModelVersion | None:
-    best = _best(epochs)
+    best = best_of(epochs)
     metrics = MetricLog(home.tracking_uri, run.run_id, run.spool)
     metrics.log({"best_val_accuracy": best.val_accuracy, "best_val_loss": best.val_loss, **spent}, best.epoch)
     unsent = metrics.close(timeout_s=DELIVERY_TIMEOUT_S)
@@ -120,5 +120,6 @@ def _of_0_to_1(values_3: Tensor) -> tuple[float, float, float]:
     return r, g, b
 
 
-def _best(epochs: list[EpochReport]) -> EpochReport:
+def best_of(epochs: Sequence[EpochReport]) -> EpochReport:
+    """The epoch whose weights the bundle holds."""
     return [e for e in epochs if e.is_best][-1]

@@ -96,30 +96,31 @@ def shown(board: ray.actor.ActorHandle[Board], console: Console, before_first: s
 
 
 def _live(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
-    num_said, ended = 0, False
     with Live(Text(before_first), console=console, transient=True, refresh_per_second=4) as live:
-        while not ended:
-            ended = stop.wait(POLL_S)
-            line, said = _read(board, num_said)
-            num_said += len(said)
-            for text in said:
-                console.print(text, highlight=False, soft_wrap=True)
+        for line, _ in _lines(board, console, stop):
             live.update(Text(line or before_first))
 
 
 def _logged(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
     """A line when it is new, not more often than every LOG_EVERY_S, and the last one in any case."""
     console.print(before_first, highlight=False)
-    last, last_time, num_said, ended = "", -LOG_EVERY_S, 0, False
+    last, last_time = "", -LOG_EVERY_S
+    for line, ended in _lines(board, console, stop):
+        if line and line != last and (ended or time.monotonic() - last_time >= LOG_EVERY_S):
+            console.print(line, highlight=False, soft_wrap=True)
+            last, last_time = line, time.monotonic()
+
+
+def _lines(board: ray.actor.ActorHandle[Board], console: Console, stop: threading.Event) -> Iterator[tuple[str, bool]]:
+    """The progress line every POLL_S, and whether it is the last; the lines that stay are printed as they come."""
+    num_said, ended = 0, False
     while not ended:
         ended = stop.wait(POLL_S)
         line, said = _read(board, num_said)
         num_said += len(said)
         for text in said:
             console.print(text, highlight=False, soft_wrap=True)
-        if line and line != last and (ended or time.monotonic() - last_time >= LOG_EVERY_S):
-            console.print(line, highlight=False, soft_wrap=True)
-            last, last_time = line, time.monotonic()
+        yield line, ended
 
 
 def _read(board: ray.actor.ActorHandle[Board], num_said: int) -> tuple[str, list[str]]:

@@ -70,7 +70,7 @@ class Run:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, self.folder / RUN_FILE)
         if self.settings.compute.storage_path:
-            files, root = FileSystem.from_uri(f"{self.storage.rstrip('/')}/{self.name}")
+            files, root = open_storage(self.storage, self.name)
             files.create_dir(root, recursive=True)
             with files.open_output_stream(f"{root}/{RUN_FILE}") as file:
                 file.write(text.encode())
@@ -105,6 +105,12 @@ class Run:
             validation=split.validation_indices,
             digest=np.array(split.digest),
         )
+
+
+def open_storage(storage: str, run: str) -> tuple[FileSystem, str]:
+    """The file system of a run's storage, a local folder or s3://, and the run's folder in it."""
+    files, root = FileSystem.from_uri(f"{storage.rstrip('/')}/{run}")
+    return files, str(root)
 
 
 def new_name(settings: TrainSettings) -> str:
@@ -148,7 +154,7 @@ def _look_up(home: Home, wanted: str, storage: str | None) -> Run | None:
             return _run(home, content)
     if storage is None:
         return None
-    files, root = FileSystem.from_uri(f"{storage.rstrip('/')}/{wanted}")
+    files, root = open_storage(storage, wanted)
     try:
         with files.open_input_file(f"{root}/{RUN_FILE}") as file:
             return _run(home, json.loads(bytes(file.read())))

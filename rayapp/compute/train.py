@@ -16,10 +16,11 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
+from torch import Tensor
 
 from rayapp.cluster import ray_cluster
 from rayapp.compute.cost import look_back, usd_per_hour
-from rayapp.compute.delivery import deliver
+from rayapp.compute.delivery import best_of, deliver
 from rayapp.compute.progress import Board, clock, shown
 from rayapp.compute.resources import check_resources, resources_asked
 from rayapp.compute.runs import Run, find_run, flat, new_name, refuse_existing, run_tags
@@ -31,11 +32,13 @@ from rayapp.registry.tracking import Tracker
 from rayapp.settings import TrainSettings
 from rayapp.vision.datasets import Dataset, DatasetInfo, Split, load
 from rayapp.vision.loop import EpochReport
-from rayapp.vision.models import Classifier, load_weights
+from rayapp.vision.models import load_weights
 from rayapp.vision.predictor import resolve_device
+from rayapp.vision.state import REFERENCE_BATCH
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Trained:
     @property
     def best(self) -> EpochReport:
         """The epoch whose weights the bundle holds."""
-        return [e for e in self.epochs if e.is_best][-1]
+        return best_of(self.epochs)
 
     def as_json(self) -> dict[str, Any]:
         """The fields that scripts rely on, and where to look."""
@@ -85,14 +88,14 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
     with ray_cluster():
         device = check_resources(settings)
         dataset = load(settings.data, home.data)
-        model = _first_model(settings, dataset.info, home)
+        weights = _first_weights(settings, dataset.info, home)
         split = dataset.split(settings.data)
         run = earlier or _open_run(settings, home, dataset, split, device)
         with run.locked():
             if run.stage == "training":
                 run.save_split(split)
                 _describe(console, settings, dataset, split, device, run)
-                training_seconds = _train_and_record(run, home, device, model, console)
+                training_seconds = _train_and_record(run, home, device, weights, console)
                 run = run.at("trained")
             # of a run that was cut off this is the last part alone, of which nothing could be foretold
             seconds = {} if earlier else {"training_seconds": training_seconds, "seconds": time.monotonic() - started}
@@ -149,10 +152,12 @@ def _earlier(home: Home, settings: TrainSettings) -> Run | None:
     return earlier
 
 
-def _first_model(settings: TrainSettings, info: DatasetInfo, home: Home) -> Classifier:
-    """The model before training; made here too, so that weights that cannot be had are said at once."""
+def _first_weights(settings: TrainSettings, info: DatasetInfo, home: Home) -> Weights | None:
+    """What the model starts from; None for random weights. Got here, so that what cannot be had is said at once."""
+    if settings.model.pretrained:
+        return model_for(settings.model, info).state_dict()
     if not settings.model.init:
-        return model_for(settings.model, info)
+        return None
     registry = Registry(home.tracking_uri)
     bundle = registry.download(registry.resolve(settings.model.init), home.bundles)
     name = bundle.manifest.model.name
@@ -164,7 +169,7 @@ def _first_model(settings: TrainSettings, info: DatasetInfo, home: Home) -> Clas
     model = model_for(settings.model, info)
     same_classes = bundle.manifest.class_names == info.class_names
     load_weights(model, bundle.load_model().state_dict(), same_classes=same_classes)
-    return model
+    return model.state_dict()
 
 
 def _absolute_paths(settings: TrainSettings) -> TrainSettings:
@@ -192,7 +197,7 @@ def _plan(settings: TrainSettings, dataset: Dataset, split: Split) -> dict[str, 
         "batch_size": batch_size,
         "world_batch": world_batch,
         "epochs": optim.num_epochs(num_images),
-        "peak_lr": optim.peak_lr * world_batch / 256,
+        "peak_lr": optim.peak_lr * world_batch / REFERENCE_BATCH,
         "workers": settings.compute.num_workers,
     }
 
@@ -220,12 +225,12 @@ def _describe(console: Console, settings: TrainSettings, dataset: Dataset, split
     )
 
 
-def _train_and_record(run: Run, home: Home, device: str, model: Classifier, console: Console) -> float:
+def _train_and_record(run: Run, home: Home, device: str, weights: Weights | None, console: Console) -> float:
     """The seconds from the first batch to the last; the MLflow run is closed whatever happens."""
     tracker = Tracker(home.tracking_uri, home.artifacts)
     tracker.resume_run(run.run_id)
     try:
-        return _fit_on_workers(run, home, device, model, console)
+        return _fit_on_workers(run, home, device, weights, console)
     except KeyboardInterrupt:
         _close(tracker, run, "KILLED")
         console.print(f"stopped; go on with: rayapp train --resume {run.name}", highlight=False, soft_wrap=True)
@@ -242,9 +247,8 @@ def _close(tracker: Tracker, run: Run, status: Literal["KILLED", "FAILED"]) -> N
         log.warning("run %s could not be closed as %s: %s", run.run_id, status, error)
 
 
-def _fit_on_workers(run: Run, home: Home, device: str, model: Classifier, console: Console) -> float:
+def _fit_on_workers(run: Run, home: Home, device: str, weights: Weights | None, console: Console) -> float:
     board: Any = ray.remote(num_cpus=0)(Board).remote()
-    has_weights = run.settings.model.pretrained or run.settings.model.init
     trainer = _trainer(
         run,
         device,
@@ -259,7 +263,7 @@ def _fit_on_workers(run: Run, home: Home, device: str, model: Classifier, consol
             "device": device,
             "board": board,
             # by the object store, so that no worker has to download what the driver has
-            "weights": ray.put(model.state_dict()) if has_weights else None,
+            "weights": ray.put(weights) if weights else None,
             "watch_notices": ray_address() is not None,
         },
     )

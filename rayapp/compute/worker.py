@@ -30,7 +30,7 @@ from rayapp.vision.datasets import DatasetInfo, load
 from rayapp.vision.flops import flops_per_image, mfu, peak_flops
 from rayapp.vision.loop import EpochReport, StepReport, fit
 from rayapp.vision.memory import keep_freed_memory
-from rayapp.vision.models import Classifier, build_model
+from rayapp.vision.models import Classifier, blank_model, build_model
 from rayapp.vision.preprocess import Images
 from rayapp.vision.state import TrainState
 
@@ -77,7 +77,7 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
     shard = Shard(context.get_world_rank(), context.get_world_size())
     device = _prepare(settings, config["device"])
     train, validation, info = _batches(settings, Path(config["data_folder"]), shard, device)
-    model = model_for(ModelConfig(name=settings.model.name), info)
+    model = model_for(settings.model, info, blank=True)
     if config["weights"] is not None:
         model.load_state_dict(ray.get(config["weights"]))
     state = TrainState.create(model.to(device), train, settings.optim)
@@ -107,9 +107,9 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
     return {"seconds": time.monotonic() - started, "unsent": unsent}
 
 
-def model_for(config: ModelConfig, info: DatasetInfo) -> Classifier:
-    """The model of a data set before training; the same on every rank and on the driver."""
-    return build_model(
+def model_for(config: ModelConfig, info: DatasetInfo, *, blank: bool = False) -> Classifier:
+    """The model of a data set before training; blank: without pretrained weights, which are then given to it."""
+    return (blank_model if blank else build_model)(
         config,
         num_classes=info.num_classes,
         image_px=min(info.height_px, info.width_px),
