@@ -15,12 +15,15 @@ BENCH_PYTHON ?= .venv-bench/bin/python
 BENTO_SERVICE ?= benchmarks/peers/bento_service.py
 MINUTES ?= 30
 ARGS ?=
+# What the eks- targets work on: dev or prod.
+ENV ?= dev
 
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv-bench/.installed
+INFRA_INSTALLED := $(addsuffix /.installed,.venv-infra .venv-checkov .venv-airflow .venv-mlflow)
 
-.PHONY: help demo test check serve clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-kills
+.PHONY: help demo test check check-infra serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-kills
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -29,13 +32,16 @@ demo: $(INSTALLED)  ## take a model through its whole life on this machine (DATA
 	@$(BIN)/rayapp demo --dataset '$(DATASET)' $(if $(DATA_PATH),--path '$(DATA_PATH)')
 
 test: $(INSTALLED)  ## run all tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/deploy
 
 check: $(INSTALLED)  ## check format, lint, types and the layers
 	@$(BIN)/ruff check --quiet .
 	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run $(BIN)/ruff format ." >&2; exit 1; }
 	@$(BIN)/mypy --no-error-summary
 	@$(BIN)/python -m pytest tests/unit/test_layers.py
+
+check-infra: $(INSTALLED) $(INFRA_INSTALLED)  ## check Terraform, charts, manifests, images, DAGs and scripts; no cluster or account is needed
+	@$(BIN)/python -m pytest -n 3 --dist loadfile tests/deploy
 
 serve: $(INSTALLED)  ## serve a model over HTTP (MODEL=models:/vision@champion PORT=3000)
 	@$(BIN)/rayapp serve --model '$(MODEL)' --port '$(PORT)'
@@ -61,11 +67,43 @@ bench-training: $(INSTALLED) $(if $(filter .venv-bench/%,$(BENCH_PYTHON)),$(BENC
 bench-accuracy: $(INSTALLED)  ## time to accuracy on CIFAR-10, several seeds (ARGS='--data FOLDER --config cifar10-resnet9')
 	@$(BIN)/python -m benchmarks.accuracy $(ARGS)
 
+bench-tuning: $(INSTALLED)  ## rayapp tune with and without early stopping, and against Optuna's own loop (ARGS='--data FOLDER')
+	@$(BIN)/python -m benchmarks.tuning $(ARGS)
+
 bench-kills: $(INSTALLED)  ## SIGKILL of workers and drivers at random steps: are the final weights the same bits? (ARGS=)
 	@$(BIN)/python -m benchmarks.kills $(ARGS)
 
+COMPOSE := docker compose -f cluster/local/compose.yaml --env-file cluster/versions.env --env-file cluster/local/.env
+
+up: cluster/local/.env  ## PostgreSQL, S3, MLflow with accounts and Ray in containers on this machine, after make images
+	@$(COMPOSE) up --wait
+
+down: cluster/local/.env  ## stop them; what they keep stays
+	@$(COMPOSE) down
+
+cluster/local/.env:
+	@echo "$@ is not here: copy cluster/local/.env.example to it and give each secret a value" >&2; exit 1
+
+images:  ## build the images with docker or buildah (ARGS=--help)
+	@cluster/scripts/build-images.sh $(ARGS)
+
+image-check: $(INSTALLED)  ## build the images for real and run jobs, serving and MLflow in them (root, buildah, debootstrap, 25 GB)
+	@BUILD_IMAGES=1 $(BIN)/python -m pytest -s tests/deploy/test_image_builds.py
+
+eks-up:  ## the platform on AWS, from nothing to a verified cluster; goes on where it stopped (ENV=dev ARGS=--dry-run)
+	@cluster/scripts/setup/all.sh '$(ENV)' $(ARGS)
+
+eks-verify:  ## health, logins, TLS, a tiny RayJob and a prediction of the platform on AWS (ENV=dev)
+	@cluster/scripts/setup/06-verify-all.sh '$(ENV)' $(ARGS)
+
+eks-status:  ## what runs on the platform on AWS (ENV=dev)
+	@cluster/scripts/ops/status.sh '$(ENV)' $(ARGS)
+
+eks-down:  ## destroy the platform on AWS, after asking (ENV=dev)
+	@cluster/scripts/ops/teardown.sh '$(ENV)' $(ARGS)
+
 clean:  ## remove .venv, caches and the demo's home; your runs in .rayapp stay
-	@rm -rf .venv .venv-bench build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .rayapp-demo
+	@rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .rayapp-demo
 	@find rayapp jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A pyenv shim named python3.11 may exist without that version behind it, so each candidate has to prove itself.
@@ -91,4 +129,26 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	    && $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 	        > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rayapp.pth" \
 	    && .venv-bench/bin/python -m pip install -qq --disable-pip-version-check lightning==2.6.6 \
+	    && touch $@
+
+# Tools whose pins exclude each other, so each group has an environment of its own.
+.venv-infra/.installed .venv-checkov/.installed: .venv-%/.installed: tests/deploy/requirements-%.txt $(INSTALLED)
+	@echo "Installing $(@D): once, about a minute"
+	@$(BIN)/python -m venv $(@D) && $(@D)/bin/python -m pip install -qq --disable-pip-version-check -r $< && touch $@
+
+.venv-airflow/.installed: cluster/airflow/constraints.txt $(INSTALLED)
+	@echo "Installing Airflow into .venv-airflow: once, about 2 minutes"
+	@$(BIN)/python -m venv .venv-airflow \
+	    && .venv-airflow/bin/python -m pip install -qq --disable-pip-version-check -c $< apache-airflow \
+	        apache-airflow-providers-standard apache-airflow-providers-cncf-kubernetes \
+	    && touch $@
+
+# MLflow itself comes from .venv through a .pth file; here is what its server needs besides.
+.venv-mlflow/.installed: cluster/docker/mlflow-requirements.txt constraints.txt $(INSTALLED)
+	@echo "Installing what MLflow's server needs besides into .venv-mlflow: once, a few seconds"
+	@$(BIN)/python -m venv .venv-mlflow \
+	    && grep -vE '^(mlflow|boto3)' $< > .venv-mlflow/requirements.txt \
+	    && .venv-mlflow/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -r .venv-mlflow/requirements.txt \
+	    && $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+	        > "$$(.venv-mlflow/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rayapp.pth" \
 	    && touch $@

@@ -63,7 +63,11 @@ class Bench:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when every target that was measured is met, 1 when one is not, or nothing could be measured."""
-    options = _options().parse_args(argv)
+    return judged(_options().parse_args(argv), compare)
+
+
+def judged(options: argparse.Namespace, compare: Callable[[argparse.Namespace, Path, Console], dict[str, Any]]) -> int:
+    """What main() returns, once what compare() found stands on stdout, and in options.output."""
     servers.end_on_sigterm()
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:

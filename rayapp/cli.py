@@ -15,6 +15,7 @@ from rayapp import __version__
 from rayapp.config import Home
 from rayapp.errors import ConfigError, RayAppError, did_you_mean
 from rayapp.settings import (
+    BatchPredictSettings,
     DemoSettings,
     DoctorSettings,
     EvaluateSettings,
@@ -25,6 +26,7 @@ from rayapp.settings import (
     ServeSettings,
     Settings,
     TrainSettings,
+    TuneSettings,
     load,
 )
 
@@ -48,11 +50,13 @@ class Verb:
 
 VERBS = {
     "train": Verb(TrainSettings, "rayapp.verbs:train"),
+    "tune": Verb(TuneSettings, "rayapp.verbs:tune"),
     "evaluate": Verb(EvaluateSettings, "rayapp.verbs:evaluate"),
     "promote": Verb(PromoteSettings, "rayapp.verbs:promote"),
     "rollback": Verb(RollbackSettings, "rayapp.verbs:rollback"),
     "models": Verb(ModelsSettings, "rayapp.verbs:models"),
     "predict": Verb(PredictSettings, "rayapp.verbs:predict"),
+    "batch-predict": Verb(BatchPredictSettings, "rayapp.verbs:batch_predict"),
     "serve": Verb(ServeSettings, "rayapp.verbs:serve"),
     "demo": Verb(DemoSettings, "rayapp.verbs:demo"),
     "doctor": Verb(DoctorSettings, "rayapp.verbs:doctor"),

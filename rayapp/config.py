@@ -14,10 +14,12 @@ from typing import Annotated, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+ImagesKind = Literal["folder", "parquet"]
 DatasetName = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "folder", "parquet"]
 ModelName = Literal["mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet9"]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 REGISTERED_MODEL = "vision"
+ALL_EPOCHS = 10**9
 
 
 class Section(BaseModel):
@@ -39,6 +41,11 @@ class Home(Section):
     def runs(self) -> Path:
         """Checkpoints and bundles, a folder a run."""
         return self.folder / "runs"
+
+    @property
+    def sweeps(self) -> Path:
+        """Rows and state of sweeps, a folder a sweep."""
+        return self.folder / "sweeps"
 
     @property
     def data(self) -> Path:
@@ -72,6 +79,11 @@ class Home(Section):
 def ray_address() -> str | None:
     """The cluster that RAY_ADDRESS names (Ray reads it itself); None where Ray is to be started in this process."""
     return os.environ.get("RAY_ADDRESS") or None
+
+
+def built_git_sha() -> str | None:
+    """The commit that an image was built from, RAYAPP_GIT_SHA: an image is no checkout. None elsewhere."""
+    return os.environ.get("RAYAPP_GIT_SHA") or None
 
 
 def api_key() -> str | None:
@@ -173,6 +185,11 @@ class ModelConfig(Section):
                 "model.freeze_backbone freezes for all epochs, model.frozen_epochs for some; leave one out"
             )
         return self
+
+    @property
+    def epochs_frozen(self) -> int:
+        """Epochs in which the classifier alone is trained."""
+        return ALL_EPOCHS if self.freeze_backbone else self.frozen_epochs
 
 
 class OptimConfig(Section):
@@ -342,6 +359,26 @@ class ComputeConfig(Section):
         """What num_workers says."""
         words = self.num_workers.split("..")
         return Workers(int(words[0]), int(words[-1]))
+
+
+class ImagesConfig(Section):
+    """Which images are predicted."""
+
+    path: str = Field("", description="Folder (local or s3://) of image or Parquet files, folders in it included.")
+    dataset: ImagesKind | None = Field(
+        None,
+        description="folder: every image file. parquet: every row, in the Hugging Face layout"
+        " [default: what lies there].",
+    )
+
+
+class PredictorsConfig(Section):
+    """Processes that predict, and their device."""
+
+    num_workers: int | None = Field(
+        None, ge=1, description="Processes, one a GPU or one a CPU core [default: as many as the cluster has]."
+    )
+    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu.")
 
 
 class CheckpointConfig(Section):

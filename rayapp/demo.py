@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rayapp.cluster import ray_cluster
+from rayapp.compute.runs import driver_imports
 from rayapp.compute.train import Trained, train
 from rayapp.config import ComputeConfig, DataConfig, Home, OptimConfig, ServeArgs
 from rayapp.doctor import examine
@@ -179,7 +180,7 @@ def demo(settings: DemoSettings, home: Home) -> dict[str, Any]:
     console = Console(stderr=True)
     show = Demo(settings, own, console, _free_port(settings.port))
     started = time.monotonic()
-    with ray_cluster(spare_cpus=1):
+    with ray_cluster(spare_cpus=1, driver_imports=driver_imports(own)):
         try:
             _live(show)
         finally:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from rich.console import Console
+from rich.prompt import Confirm
 from rich.table import Table
 
 from rayapp.config import Home
+from rayapp.errors import ConfigError
 from rayapp.settings import (
+    BatchPredictSettings,
     DemoSettings,
     DoctorSettings,
     EvaluateSettings,
@@ -18,6 +22,7 @@ from rayapp.settings import (
     RollbackSettings,
     ServeSettings,
     TrainSettings,
+    TuneSettings,
 )
 
 Json = dict[str, Any]
@@ -29,6 +34,21 @@ def train(settings: TrainSettings, home: Home) -> Json:
     from rayapp.compute.train import train as run
 
     return dry_run(settings, home) if settings.dry_run else run(settings, home, _console()).as_json()
+
+
+def tune(settings: TuneSettings, home: Home) -> Json:
+    """What a sweep found; with results what it has found so far, with clean what was removed."""
+    from rayapp.compute import tune as tuning
+    from rayapp.compute.tuned import show
+
+    if settings.results:
+        tuned = tuning.results(home, settings.results)
+        show(tuned, _console(wide=True))
+        return tuned.as_json()
+    if settings.clean:
+        _ask(f"remove sweep '{settings.clean}' with its checkpoints?", yes=settings.yes)
+        return {"removed": tuning.clean(home, settings.clean)}
+    return tuning.tune(settings, home, _console(wide=True)).as_json()
 
 
 def evaluate(settings: EvaluateSettings, home: Home) -> Json:
@@ -123,6 +143,13 @@ def predict(settings: PredictSettings, home: Home) -> Json | None:
     return None
 
 
+def batch_predict(settings: BatchPredictSettings, home: Home) -> Json:
+    """What was predicted, and where it lies."""
+    from rayapp.compute.batch_predict import batch_predict as run
+
+    return run(settings, home, _console()).as_json()
+
+
 def serve(settings: ServeSettings, home: Home) -> None:
     """Serves until Ctrl-C."""
     from rayapp.serve.app import serve_forever
@@ -144,8 +171,21 @@ def doctor(settings: DoctorSettings, home: Home) -> Json | None:
     return run(settings, home)
 
 
-def _console() -> Console:
-    return Console(stderr=True)
+def _ask(question: str, *, yes: bool) -> None:
+    """Returns if a person at the terminal says yes. Raises ConfigError where they do not, or where nobody is."""
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigError(f"{question} nobody can be asked here; add --yes")
+    if Confirm.ask(question, console=_console(), default=False):
+        return
+    raise ConfigError("nothing was removed")
+
+
+def _console(*, wide: bool = False) -> Console:
+    """stderr; wide: where it is no terminal, whose width counts, as wide as a table of many columns needs."""
+    console = Console(stderr=True)
+    return Console(stderr=True, width=160) if wide and not console.is_terminal else console
 
 
 def _number(text: str | None) -> float | None:

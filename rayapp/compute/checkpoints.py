@@ -124,20 +124,22 @@ class Keeper:
         *,
         nodes: Mapping[str, int],
         watch_notices: bool,
+        say: Callable[[str], object] = log.warning,
     ) -> None:
         """nodes: kind -> number of those that the ranks are on, for the cost of the run. watch_notices: ask Ray whether
-        a spot node is about to go away; a machine of one's own has none that do."""
+        a spot node is about to go away; a machine of one's own has none that do. say: is told what people should know.
+        """
         self.epochs: list[EpochReport] = []
         self._nodes, self._started, self._uses_before = nodes, time.monotonic(), list[NodeUse]()
         self._checkpoints, self._state, self._shard, self._config = checkpoints, state, shard, config
-        self._watch_notices = watch_notices
+        self._watch_notices, self._say = watch_notices, say
         self._saved_step, self._saved_time = state.step, time.monotonic()
         self._asked_step = state.step
         self._noticed = False
 
-    def resume(self, say: Callable[[str], object]) -> None:
+    def resume(self) -> None:
         """Restore the newest checkpoint that rank 0 can read, and say which; nothing in a new run."""
-        found = self._checkpoints.newest(say) if self._shard.rank == 0 else None
+        found = self._checkpoints.newest(self._say) if self._shard.rank == 0 else None
         (name,) = _from_rank_0([found[0] if found else None])
         if name is None:
             return
@@ -148,7 +150,7 @@ class Keeper:
         self._saved_step = self._asked_step = self._state.step
         if self._shard.rank == 0:
             self._checkpoints.forget_newer(name)
-            say(f"went on from step {self._state.step} (epoch {self._state.epoch + 1}), checkpoint {name}")
+            self._say(f"went on from step {self._state.step} (epoch {self._state.epoch + 1}), checkpoint {name}")
 
     def see(self, report: StepReport | EpochReport) -> None:
         """Checkpoint where it is time; every rank sees the same reports."""
@@ -164,6 +166,7 @@ class Keeper:
             self._checkpoints.save(snapshot | history)
             if noticed:
                 self._checkpoints.wait()
+                self._say(f"a node was announced to go away: checkpoint of step {self._state.step} is written")
 
     def close(self) -> None:
         """Return once the last checkpoint is written."""

@@ -20,7 +20,7 @@ from ray.util.accelerators import accelerators
 from rayapp.config import CostConfig
 from rayapp.errors import ConfigError, RegistryError, did_you_mean
 from rayapp.registry.tracking import PastRun, Tracker
-from rayapp.settings import TrainSettings
+from rayapp.settings import Recipe
 
 CPU, UNKNOWN = "cpu", "unknown"
 
@@ -151,7 +151,7 @@ def _hint(name: str) -> str:
 # --- what past runs say -----------------------------------------------------------------------------------------------
 
 
-def recipe_digest(settings: TrainSettings) -> str:
+def recipe_digest(settings: Recipe) -> str:
     """16 hex digits that are equal where the settings that decide about time are: tag "recipe" of a run."""
     content = settings.model_dump(mode="json", include={"data", "model", "optim", "augment"})
     content["compute"] = settings.compute.model_dump(mode="json", include=TIMED_COMPUTE)

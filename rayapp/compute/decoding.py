@@ -5,10 +5,13 @@ Its tasks import this file, and what it imports: neither torch nor scikit-learn,
 
 from __future__ import annotations
 
+import logging
 import pickle
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, Self
 
 import numpy as np
@@ -19,8 +22,8 @@ from ray.data import DataContext, ExecutionOptions, ExecutionResources, TaskPool
 from ray.exceptions import RayTaskError
 
 from rayapp.errors import DataError
-from rayapp.vision.decoded import Run, decode_chunks
-from rayapp.vision.parts import Chunk
+from rayapp.vision.decoded import Picture, Run, decode_chunks, decode_one, read_ahead
+from rayapp.vision.parts import Chunk, Item, in_groups
 from rayapp.vision.preprocess import PreprocessSpec
 from rayapp.vision.tree import CANNOT_BE_READ
 
@@ -57,7 +60,7 @@ class Decoder:
 
     def runs(self, chunks: Sequence[Chunk]) -> Generator[Run]:
         """The images of chunks in order. Raises DataError where a file is gone."""
-        tasks = [pickle.dumps(task) for task in self._tasks(chunks)]
+        tasks = [pickle.dumps(task) for task in in_groups(chunks, self._task_images)]
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
             partial(_decode, spec=self.spec, at_once=self._at_once),
             batch_size=1,
@@ -65,13 +68,9 @@ class Decoder:
             num_cpus=self.num_cpus,
         )
         self._configure(dataset.context)
-        try:
+        with data_errors():
             for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
                 yield Run(block["images"], block["labels"], block["problems"].tolist())
-        except RayTaskError as error:
-            if isinstance(error.cause, DataError):
-                raise DataError(str(error.cause).splitlines()[0]) from error  # Ray Data adds lines of its own
-            raise
 
     def _configure(self, context: DataContext) -> None:
         """Set the options of one dataset; context is its own."""
@@ -80,8 +79,7 @@ class Decoder:
             resource_limits=ExecutionResources.for_limits(object_store_memory=self.memory_bytes // 2),
         )
         context.target_max_block_size = self._at_once * image_bytes(self.spec)
-        context.retried_map_errors, context.max_map_retries = [CANNOT_BE_READ], MAX_RETRIES
-        context.enable_progress_bars = context.print_on_execution_start = False
+        read_patiently(context)
         if not self.num_cpus:
             # Ray would put a task that asks for no CPU anywhere, also on a head node that is to be left alone
             context.execution_options.label_selector = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
@@ -100,19 +98,24 @@ class Decoder:
         """Images of a block."""
         return max(1, min(self._task_images // BLOCKS_OF_A_TASK, BLOCK_BYTES // image_bytes(self.spec)))
 
-    def _tasks(self, chunks: Sequence[Chunk]) -> Iterator[list[Chunk]]:
-        """The chunks in order, as many together as a task decodes; larger ones are cut."""
-        group, room = list[Chunk](), self._task_images
-        for chunk in chunks:
-            at = 0
-            while at < len(chunk):
-                group.append(chunk.subset(np.arange(at, min(at + room, len(chunk)))))
-                at, room = at + len(group[-1]), room - len(group[-1])
-                if not room:
-                    yield group
-                    group, room = [], self._task_images
-        if group:
-            yield group
+
+def read_patiently(context: DataContext) -> None:
+    """Set for the dataset that has this context that files which fail are tried again; and that Ray does not chat."""
+    context.retried_map_errors, context.max_map_retries = [CANNOT_BE_READ], MAX_RETRIES
+    context.enable_progress_bars = context.print_on_execution_start = False
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that there are no progress bars
+    logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+
+
+@contextmanager
+def data_errors() -> Iterator[None]:
+    """Inside the with block a DataError of a task of Ray Data is one here as well."""
+    try:
+        yield
+    except RayTaskError as error:
+        if isinstance(error.cause, DataError):
+            raise DataError(str(error.cause).splitlines()[0]) from error  # Ray Data adds lines of its own
+        raise
 
 
 def image_bytes(spec: PreprocessSpec) -> int:
@@ -126,3 +129,33 @@ def _decode(batch: dict[str, NDArray[Any]], *, spec: PreprocessSpec, at_once: in
         for run in decode_chunks(chunks, spec, at_once=at_once):
             problems = np.array(run.problems, dtype=object)
             yield {"images": run.images_nhwc, "labels": run.labels_n, "problems": problems}
+
+
+# --- images that are predicted ----------------------------------------------------------------------------------------
+
+
+def decode_rows(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int) -> Iterator[dict[str, NDArray[Any]]]:
+    """The images of chunks in order, at_once in a block: path, row (-1 where it is a file of its own), error and image.
+
+    error: why there is no image but a black one; "" where there is one.
+    """
+    items = read_ahead(chunks)
+    black_hwc = np.zeros((spec.height_px, spec.width_px, 3), dtype=np.uint8)
+    while block := list(islice(items, at_once)):
+        pictures = [_picture(spec, item) for item in block]
+        yield {
+            "path": np.array([item.path for item in block], dtype=object),
+            "row": np.array([-1 if item.row is None else item.row for item in block], dtype=np.int64),
+            "error": np.array([picture.problem for picture in pictures], dtype=object),
+            "image": np.stack([black_hwc if p.pixels_hwc is None else p.pixels_hwc for p in pictures]),
+        }
+
+
+def _picture(spec: PreprocessSpec, item: Item) -> Picture:
+    """The image of item, or why there is none; but a bucket that fails for all images is no matter of this one."""
+    try:
+        return decode_one(spec, item)
+    except DataError as error:
+        if "://" in item.path and CANNOT_BE_READ in str(error):
+            raise
+        return Picture(item.name, problem=str(error).split(";")[0])

@@ -6,6 +6,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Iterator
+from typing import TypeAlias
 
 import ray
 from rich.console import Console
@@ -19,7 +20,7 @@ LOG_EVERY_S = 5.0
 
 
 class Board:
-    """Where the ranks leave what the driver wants to know: a Ray actor, so that both may be anywhere."""
+    """Where those who work leave what the driver wants to know; as a Ray actor, so that both may be anywhere."""
 
     def __init__(self) -> None:
         self._line = ""
@@ -45,6 +46,9 @@ class Board:
     def reason(self) -> str:
         """Why a restart would be of no use; nothing where it is."""
         return self._reason
+
+
+AnyBoard: TypeAlias = "Board | ray.actor.ActorHandle[Board]"
 
 
 class Narrator:
@@ -81,8 +85,13 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def say(console: Console, text: str) -> None:
+    """Print a line as it is: not folded, numbers not coloured."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
 @contextlib.contextmanager
-def shown(board: ray.actor.ActorHandle[Board], console: Console, before_first: str) -> Iterator[None]:
+def shown(board: AnyBoard, console: Console, before_first: str) -> Iterator[None]:
     """The board's line is shown on console while the with block runs; before_first stands there until it has one."""
     stop = threading.Event()
     show = _live if console.is_terminal else _logged
@@ -95,23 +104,23 @@ def shown(board: ray.actor.ActorHandle[Board], console: Console, before_first: s
         thread.join(timeout=5)
 
 
-def _live(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
+def _live(board: AnyBoard, console: Console, before_first: str, stop: threading.Event) -> None:
     with Live(Text(before_first), console=console, transient=True, refresh_per_second=4) as live:
         for line, _ in _lines(board, console, stop):
             live.update(Text(line or before_first))
 
 
-def _logged(board: ray.actor.ActorHandle[Board], console: Console, before_first: str, stop: threading.Event) -> None:
+def _logged(board: AnyBoard, console: Console, before_first: str, stop: threading.Event) -> None:
     """A line when it is new, not more often than every LOG_EVERY_S, and the last one in any case."""
     console.print(before_first, highlight=False)
     last, last_time = "", -LOG_EVERY_S
     for line, ended in _lines(board, console, stop):
         if line and line != last and (ended or time.monotonic() - last_time >= LOG_EVERY_S):
-            console.print(line, highlight=False, soft_wrap=True)
+            say(console, line)
             last, last_time = line, time.monotonic()
 
 
-def _lines(board: ray.actor.ActorHandle[Board], console: Console, stop: threading.Event) -> Iterator[tuple[str, bool]]:
+def _lines(board: AnyBoard, console: Console, stop: threading.Event) -> Iterator[tuple[str, bool]]:
     """The progress line every POLL_S, and whether it is the last; the lines that stay are printed as they come."""
     num_said, ended = 0, False
     while not ended:
@@ -119,11 +128,13 @@ def _lines(board: ray.actor.ActorHandle[Board], console: Console, stop: threadin
         line, said = _read(board, num_said)
         num_said += len(said)
         for text in said:
-            console.print(text, highlight=False, soft_wrap=True)
+            say(console, text)
         yield line, ended
 
 
-def _read(board: ray.actor.ActorHandle[Board], num_said: int) -> tuple[str, list[str]]:
+def _read(board: AnyBoard, num_said: int) -> tuple[str, list[str]]:
+    if isinstance(board, Board):
+        return board.read(num_said)
     try:
         news: tuple[str, list[str]] = ray.get(board.read.remote(num_said), timeout=5)  # type: ignore[assignment]  # stub
     except (ray.exceptions.RayError, TimeoutError):

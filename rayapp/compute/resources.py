@@ -5,7 +5,7 @@ from __future__ import annotations
 import ray
 import torch
 
-from rayapp.config import ComputeConfig, ray_address
+from rayapp.config import ComputeConfig, Device, ray_address
 from rayapp.errors import ConfigError
 from rayapp.settings import TrainSettings
 from rayapp.vision.predictor import resolve_device
@@ -19,7 +19,7 @@ def check_resources(settings: TrainSettings) -> str:
     silent wait.
     """
     config, workers = settings.compute, settings.compute.workers
-    kind = resolve_device(config.device) if not ray_address() else _device_of_cluster(config)
+    kind = device_of(config.device)
     if kind == "mps" and workers.high > 1:
         raise ConfigError(
             f"compute.num_workers is {config.num_workers}, but an Apple GPU takes one; say 1, or --compute.device cpu"
@@ -48,8 +48,10 @@ def _refuse_for_gpus_only(settings: TrainSettings, kind: str) -> None:
         resolve_precision(settings.optim.precision, torch.device(kind))
 
 
-def _device_of_cluster(config: ComputeConfig) -> str:
-    """What a worker elsewhere will have: the driver's node may well be without a GPU."""
-    if config.device == "auto":
+def device_of(wanted: Device) -> str:
+    """The device kind that a worker will have: on a cluster the driver's node may well be without a GPU."""
+    if not ray_address():
+        return resolve_device(wanted)
+    if wanted == "auto":
         return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
-    return config.device
+    return wanted

@@ -9,6 +9,7 @@ import platform
 import secrets
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -21,9 +22,10 @@ from filelock import FileLock, Timeout
 from pyarrow.fs import FileSystem
 
 from rayapp.compute.cost import recipe_digest
-from rayapp.config import Home
+from rayapp.config import Home, built_git_sha
 from rayapp.errors import ConfigError, did_you_mean
-from rayapp.settings import TrainSettings, validate
+from rayapp.registry.tracking import heavy_modules
+from rayapp.settings import Recipe, TrainSettings, validate
 from rayapp.vision.datasets import Split
 
 Stage = Literal["training", "trained", "done"]
@@ -66,9 +68,7 @@ class Run:
             "settings": self.settings.model_dump(mode="json", by_alias=True),
         }
         text = json.dumps(content, indent=2) + "\n"
-        partial = self.folder / f"{RUN_FILE}.partial"
-        partial.write_text(text, encoding="utf-8")
-        os.replace(partial, self.folder / RUN_FILE)
+        write_whole(self.folder / RUN_FILE, text)
         if self.settings.compute.storage_path:
             files, root = open_storage(self.storage, self.name)
             files.create_dir(root, recursive=True)
@@ -81,21 +81,9 @@ class Run:
         run.save()
         return run
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self) -> AbstractContextManager[None]:
         """Nobody else on this machine trains this run inside. Raises ConfigError where somebody does."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / "lock", timeout=0)  # the system lets go of it when this process ends, however
-        try:
-            lock.acquire()
-        except Timeout as error:
-            raise ConfigError(
-                f"run '{self.name}' is being trained by another process; wait for it, or give another --name"
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+        return alone(self.folder, f"run '{self.name}' is being trained")
 
     def save_split(self, split: Split) -> None:
         """Write split.npz: which images were for training and which for validation."""
@@ -105,6 +93,33 @@ class Run:
             validation=split.validation_indices,
             digest=np.array(split.digest),
         )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, what_is_done: str) -> Iterator[None]:
+    """No other process of this machine is inside with the same folder. Raises ConfigError where one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)  # the system lets go of it when this process ends, however
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(f"{what_is_done} by another process; wait for it, or give another --name") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def driver_imports(home: Home) -> list[str]:
+    """Modules that each driver needs once Ray is there: to split the images, and to open a run."""
+    return [*heavy_modules(home.tracking_uri), "sklearn.model_selection"]
 
 
 def open_storage(storage: str, run: str) -> tuple[FileSystem, str]:
@@ -175,7 +190,7 @@ def _refuse_changes(found: Run, settings: TrainSettings) -> None:
         raise ConfigError(f"run '{found.name}' was started with other settings: {what}; give another --name")
 
 
-def run_tags(settings: TrainSettings, device: str, data_digest: str) -> dict[str, str]:
+def run_tags(settings: Recipe, device: str, data_digest: str) -> dict[str, str]:
     """What a run stands on: code, versions, data, hardware."""
     gpu = torch.cuda.get_device_name(0) if device == "cuda" and torch.cuda.is_available() else ""
     return {
@@ -198,7 +213,9 @@ def package_versions() -> dict[str, str]:
 
 
 def git_sha() -> str:
-    """The commit of this code, with -dirty where files were changed; "unknown" outside a checkout."""
+    """The commit of this code, with -dirty where files were changed; "unknown" outside a checkout and an image."""
+    if built := built_git_sha():
+        return built
     here = Path(__file__).parent
     try:
         sha = subprocess.run(
@@ -214,7 +231,7 @@ def git_sha() -> str:
     return sha.stdout.strip()
 
 
-def flat(settings: TrainSettings) -> dict[str, str]:
+def flat(settings: Recipe) -> dict[str, str]:
     """The settings as MLflow parameters: "section.field" -> text."""
     out: dict[str, str] = {}
     for section, value in settings.model_dump(mode="json", by_alias=True).items():

@@ -21,15 +21,15 @@ from torch import Tensor
 from rayapp.cluster import ray_cluster
 from rayapp.compute.cost import look_back, usd_per_hour
 from rayapp.compute.delivery import best_of, deliver
-from rayapp.compute.progress import Board, clock, shown
+from rayapp.compute.progress import Board, clock, say, shown
 from rayapp.compute.resources import check_resources, resources_asked
-from rayapp.compute.runs import Run, find_run, flat, new_name, refuse_existing, run_tags
+from rayapp.compute.runs import Run, driver_imports, find_run, flat, new_name, refuse_existing, run_tags
 from rayapp.compute.worker import model_for, train_worker
 from rayapp.config import Home, ray_address
 from rayapp.errors import ConfigError, RegistryError, TrainingError
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import Tracker
-from rayapp.settings import TrainSettings
+from rayapp.settings import Recipe, TrainSettings
 from rayapp.vision.datasets import Dataset, DatasetInfo, Split, load
 from rayapp.vision.loop import EpochReport
 from rayapp.vision.models import load_weights
@@ -38,6 +38,7 @@ from rayapp.vision.state import REFERENCE_BATCH
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+R = TypeVar("R", bound=Recipe)
 Weights = dict[str, Tensor]
 
 
@@ -83,12 +84,12 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
     started, training_seconds = time.monotonic(), 0.0
     console = console or Console(stderr=True)
     earlier = _earlier(home, settings)
-    settings = earlier.settings if earlier else _absolute_paths(settings)
+    settings = earlier.settings if earlier else absolute_paths(settings)
     prices = _prices(settings)
-    with ray_cluster():
+    with ray_cluster(driver_imports=driver_imports(home)):
         device = check_resources(settings)
         dataset = load(settings.data, home.data)
-        weights = _first_weights(settings, dataset.info, home)
+        weights = first_weights(settings, dataset.info, home)
         split = dataset.split(settings.data)
         run = earlier or _open_run(settings, home, dataset, split, device)
         with run.locked():
@@ -110,7 +111,7 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
 
 def dry_run(settings: TrainSettings, home: Home) -> dict[str, Any]:
     """The resolved settings, what they ask for, and what that took in past runs; nothing is started."""
-    settings = _absolute_paths(settings)
+    settings = absolute_paths(settings)
     _prices(settings)
     refuse_existing(home, settings)
     dataset = load(settings.data, home.data)
@@ -134,7 +135,7 @@ def _prices(settings: TrainSettings) -> dict[str, float]:
 
 def _earlier(home: Home, settings: TrainSettings) -> Run | None:
     """The run to go on with; None for a new one. Raises ConfigError where settings and run do not go together."""
-    absolute = _absolute_paths(settings)
+    absolute = absolute_paths(settings)
     if settings.resume is None:
         refuse_existing(home, absolute)
         return None
@@ -152,7 +153,7 @@ def _earlier(home: Home, settings: TrainSettings) -> Run | None:
     return earlier
 
 
-def _first_weights(settings: TrainSettings, info: DatasetInfo, home: Home) -> Weights | None:
+def first_weights(settings: Recipe, info: DatasetInfo, home: Home) -> Weights | None:
     """What the model starts from; None for random weights. Got here, so that what cannot be had is said at once."""
     if settings.model.pretrained:
         return model_for(settings.model, info).state_dict()
@@ -172,7 +173,7 @@ def _first_weights(settings: TrainSettings, info: DatasetInfo, home: Home) -> We
     return model.state_dict()
 
 
-def _absolute_paths(settings: TrainSettings) -> TrainSettings:
+def absolute_paths(settings: R) -> R:
     """Workers run in folders of their own, where a relative path means something else."""
 
     def absolute(path: str | None) -> str | None:
@@ -215,13 +216,12 @@ def _open_run(settings: TrainSettings, home: Home, dataset: Dataset, split: Spli
 
 def _describe(console: Console, settings: TrainSettings, dataset: Dataset, split: Split, device: str, run: Run) -> None:
     plan = _plan(settings, dataset, split)
-    console.print(f"run [bold]{run.name}[/]  (MLflow {run.run_id})", highlight=False, soft_wrap=True)
-    console.print(
+    say(console, f"run [bold]{run.name}[/]  (MLflow {run.run_id})")
+    say(
+        console,
         f"{plan['dataset']}: {plan['train_images']:,} + {plan['validation_images']:,} images of {plan['classes']}"
         f" classes, {settings.model.name}, {plan['workers']} x {device}, world batch {plan['world_batch']},"
         f" {plan['epochs']} epochs, peak rate {plan['peak_lr']:g}",
-        highlight=False,
-        soft_wrap=True,
     )
 
 
@@ -233,7 +233,7 @@ def _train_and_record(run: Run, home: Home, device: str, weights: Weights | None
         return _fit_on_workers(run, home, device, weights, console)
     except KeyboardInterrupt:
         _close(tracker, run, "KILLED")
-        console.print(f"stopped; go on with: rayapp train --resume {run.name}", highlight=False, soft_wrap=True)
+        say(console, f"stopped; go on with: rayapp train --resume {run.name}")
         raise
     except TrainingError:
         _close(tracker, run, "FAILED")
@@ -269,7 +269,7 @@ def _fit_on_workers(run: Run, home: Home, device: str, weights: Weights | None, 
     )
     try:
         with shown(board, console, f"starting {run.settings.compute.num_workers} workers ..."):
-            result = _interruptible(trainer.fit)
+            result = interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_stopped(run, ray.get(board.reason.remote()) or _root_cause(error))) from error
     outcome: dict[str, Any] = result.return_value  # type: ignore[attr-defined]  # missing in Ray's stub of Result
@@ -308,7 +308,7 @@ def _stopped(run: Run, reason: str) -> str:
     return f"training stopped: {reason}; the last good checkpoint is kept, go on with: rayapp train --resume {run.name}"
 
 
-def _interruptible(function: Callable[[], T]) -> T:
+def interruptible(function: Callable[[], T]) -> T:
     """What function returns or raises. In the main thread Ray would take Ctrl-C for itself and exit with code 0."""
     outcome: dict[str, Any] = {}
 
@@ -339,9 +339,8 @@ def _root_cause(error: ray.train.TrainingFailedError) -> str:
 def _say_result(console: Console, result: Trained) -> None:
     best, version = result.best, result.version
     where = f"{version.uri} @challenger" if version else f"runs:/{result.run.run_id}/model"
-    console.print(
+    say(
+        console,
         f"validation accuracy [bold]{best.val_accuracy:.4f}[/] in epoch {best.epoch} of {len(result.epochs)},"
         f" trained in {clock(result.training_seconds)}, {clock(result.seconds)} in all -> [bold]{where}[/]",
-        highlight=False,
-        soft_wrap=True,
     )

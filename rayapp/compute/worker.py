@@ -26,7 +26,7 @@ from rayapp.registry.tracking import MetricLog
 from rayapp.settings import TrainSettings, validate
 from rayapp.vision.augment import Augment
 from rayapp.vision.batches import Batches, ResidentBatches, Shard
-from rayapp.vision.datasets import DatasetInfo, load
+from rayapp.vision.datasets import Dataset, DatasetInfo, Split, load
 from rayapp.vision.flops import flops_per_image, mfu, peak_flops
 from rayapp.vision.loop import EpochReport, StepReport, fit
 from rayapp.vision.memory import keep_freed_memory
@@ -36,7 +36,6 @@ from rayapp.vision.state import TrainState
 
 log = logging.getLogger(__name__)
 VALIDATION_BATCH = 512
-ALL_EPOCHS = 10**9
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -75,16 +74,26 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
     settings, board = validate(TrainSettings, config["settings"]), config["board"]
     context = ray.train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
-    device = _prepare(settings, config["device"])
-    train, validation, info = _batches(settings, Path(config["data_folder"]), shard, device)
+    kind = config["device"]
+    device = prepared(settings, ray.train.torch.get_device() if kind == "cuda" else torch.device(kind))
+    dataset = load(settings.data, Path(config["data_folder"]))
+    info, split = dataset.info, dataset.split(settings.data)
+    train, validation = batches_of(dataset, split, settings, shard, device)
     model = model_for(settings.model, info, blank=True)
     if config["weights"] is not None:
         model.load_state_dict(ray.get(config["weights"]))
     state = TrainState.create(model.to(device), train, settings.optim)
     checkpoints = Checkpoints(config["storage"], config["run"], keep=settings.checkpoint.keep)
-    nodes, watch_notices = _nodes(shard.world), config["watch_notices"]
-    keeper = Keeper(checkpoints, state, shard, settings.checkpoint, nodes=nodes, watch_notices=watch_notices)
-    keeper.resume(say=lambda text: board.say.remote(text))
+    keeper = Keeper(
+        checkpoints,
+        state,
+        shard,
+        settings.checkpoint,
+        nodes=_nodes(shard.world),
+        watch_notices=config["watch_notices"],
+        say=lambda text: board.say.remote(text),
+    )
+    keeper.resume()
     _say_world(board, settings, state, train)
     watcher = _Watcher(config, state, _utilisation(state, info, shard.world, device)) if shard.rank == 0 else None
     reports = fit(
@@ -92,10 +101,10 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
         train,
         validation,
         settings.optim,
-        distribute=lambda net: _distributed(net, settings, shard, device),
-        frozen_epochs=ALL_EPOCHS if settings.model.freeze_backbone else settings.model.frozen_epochs,
+        distribute=lambda net: distributed(net, settings, shard, device),
+        frozen_epochs=settings.model.epochs_frozen,
         seed=settings.seed,
-        report_every_steps=min(settings.tracking.log_every_steps, settings.checkpoint.every_steps or ALL_EPOCHS),
+        report_every_steps=min(filter(None, (settings.tracking.log_every_steps, settings.checkpoint.every_steps))),
     )
     started = time.monotonic()
     for report in reports:
@@ -118,8 +127,8 @@ def model_for(config: ModelConfig, info: DatasetInfo, *, blank: bool = False) ->
     )
 
 
-def _prepare(settings: TrainSettings, kind: str) -> torch.device:
-    """This worker's device, with torch set up for it."""
+def prepared(settings: TrainSettings, device: torch.device) -> torch.device:
+    """The device, with torch set up for it in this process."""
     torch.set_num_threads(settings.compute.threads_per_worker)
     keep_freed_memory()
     torch.manual_seed(settings.seed)
@@ -128,15 +137,14 @@ def _prepare(settings: TrainSettings, kind: str) -> torch.device:
     torch.backends.cudnn.allow_tf32 = True
     torch.backends.cudnn.benchmark = not settings.compute.deterministic
     torch.use_deterministic_algorithms(settings.compute.deterministic)
-    return torch.device(kind) if kind != "cuda" else ray.train.torch.get_device()
+    return device
 
 
-def _batches(
-    settings: TrainSettings, data_folder: Path, shard: Shard, device: torch.device
-) -> tuple[Batches, Batches, DatasetInfo]:
-    """Training batches, validation batches and the data set's description."""
-    dataset = load(settings.data, data_folder)
-    split, info = dataset.split(settings.data), dataset.info
+def batches_of(
+    dataset: Dataset, split: Split, settings: TrainSettings, shard: Shard, device: torch.device
+) -> tuple[Batches, Batches]:
+    """Training and validation batches of this rank."""
+    info = dataset.info
     shape: dict[str, Any] = {"height_px": info.height_px, "flip": info.flip, "num_classes": info.num_classes}
     training: dict[str, Any] = {
         "batch_size": settings.optim.worker_batch(len(split.train_indices), shard.world),
@@ -147,14 +155,14 @@ def _batches(
     images, rows = dataset.train, (split.train_indices, split.validation_indices)
     if isinstance(images, Images):
         train = ResidentBatches(images, rows[0], **training, **placed)
-        return train, ResidentBatches(images, rows[1], batch_size=VALIDATION_BATCH, **placed), info
+        return train, ResidentBatches(images, rows[1], batch_size=VALIDATION_BATCH, **placed)
     data = settings.data
     placed |= {"preprocess": info.preprocess, "memory_bytes": data.memory_bytes, "on_error": data.on_error}
     streamed = StreamedBatches(images.subset(rows[0]), **training, **placed)
-    return streamed, StreamedBatches(images.subset(rows[1]), batch_size=VALIDATION_BATCH, **placed), info
+    return streamed, StreamedBatches(images.subset(rows[1]), batch_size=VALIDATION_BATCH, **placed)
 
 
-def _distributed(model: nn.Module, settings: TrainSettings, shard: Shard, device: torch.device) -> nn.Module:
+def distributed(model: nn.Module, settings: TrainSettings, shard: Shard, device: torch.device) -> nn.Module:
     """The model as the loop calls it: compiled where wanted, gradients averaged over the ranks."""
     network = model
     if shard.world > 1:

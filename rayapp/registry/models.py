@@ -23,6 +23,7 @@ from rayapp.registry.names import (
     ModelVersion,
     Reference,
     aliases_of,
+    logged_model,
     parse,
     resolve,
     search,
@@ -153,6 +154,14 @@ class Registry:
             if alias:
                 _point(client, name, alias, str(made.version))
             return version_of(client.get_model_version(name, str(made.version)))
+
+    def register_run(self, run_id: str, *, tags: Mapping[str, str]) -> ModelVersion:
+        """The new version made of the bundle that a run has logged, as the challenger."""
+        with connected(self._uri) as client:
+            model = logged_model(client, run_id, ARTIFACT)
+        accuracy = self._run_data(run_id)[1].get("best_val_accuracy")
+        known = {} if accuracy is None else {"val_accuracy": f"{accuracy:.6f}"}
+        return self.register(run_id, model.model_uri, tags={**known, **tags})
 
     def download(self, version: ModelVersion, cache: Path) -> Bundle:
         """The verified bundle of a version, in a folder of cache of its own. Once there, no network is needed.

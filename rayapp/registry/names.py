@@ -19,6 +19,7 @@ from rayapp.errors import RegistryError, did_you_mean
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion as MlflowVersion
 
 CHAMPION, CHALLENGER = "champion", "challenger"
@@ -141,9 +142,26 @@ def _by_stage(client: MlflowClient, reference: Reference) -> ModelVersion:
 
 def _of_run(client: MlflowClient, reference: Reference) -> ModelVersion:
     """The newest model of a run: as its newest version, if it was registered."""
+    _, run_id, artifact = reference
+    found = logged_model(client, run_id, artifact)
+    for entity in search(client, f"run_id='{run_id}'"):
+        if entity.source in (found.artifact_location, found.model_uri):
+            return version_of(entity, aliases=aliases_of(client, entity.name))
+    return ModelVersion(
+        name=artifact,
+        version=None,
+        run_id=run_id,
+        source=found.artifact_location,
+        status=str(found.status.value),
+        tags=dict(found.tags),
+        created=_time(found.creation_timestamp),
+    )
+
+
+def logged_model(client: MlflowClient, run_id: str, artifact: str) -> LoggedModel:
+    """The newest model that a run logged under a name. Raises RegistryError where there is none."""
     from mlflow.exceptions import MlflowException
 
-    _, run_id, artifact = reference
     try:
         run = client.get_run(run_id)
     except MlflowException as error:
@@ -161,18 +179,7 @@ def _of_run(client: MlflowClient, reference: Reference) -> ModelVersion:
             f"run '{run_id}' has no model named '{artifact}' (models: {names}), its status is {run.info.status}."
             f" Let it end, or go on with: rayapp train --resume {run_id}"
         )
-    for entity in search(client, f"run_id='{run_id}'"):
-        if entity.source in (found.artifact_location, found.model_uri):
-            return version_of(entity, aliases=aliases_of(client, entity.name))
-    return ModelVersion(
-        name=artifact,
-        version=None,
-        run_id=run_id,
-        source=found.artifact_location,
-        status=str(found.status.value),
-        tags=dict(found.tags),
-        created=_time(found.creation_timestamp),
-    )
+    return found
 
 
 # --- MLflow's answers -------------------------------------------------------------------------------------------------

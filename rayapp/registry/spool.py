@@ -41,9 +41,10 @@ class Spool:
         except (OSError, ValueError) as error:
             raise RegistryError(f"metrics cannot be kept in {path} ({error}); make room or mend it") from error
 
-    def append(self, metrics: Mapping[str, float], step: int) -> None:
-        now_ms = time.time_ns() // 1_000_000
-        rows = [Row(name, float(value), now_ms, step) for name, value in metrics.items()]
+    def append(self, metrics: Mapping[str, float], step: int, *, time_ms: int | None = None) -> None:
+        """Keep metrics at a step. time_ms: since 1970, when they were measured, if not now."""
+        time_ms = time_ms or time.time_ns() // 1_000_000
+        rows = [Row(name, float(value), time_ms, step) for name, value in metrics.items()]
         text = ("\n" if self._torn else "") + "".join(json.dumps(row) + "\n" for row in rows)
         data, written, reason = text.encode(), 0, "disk full"
         try:

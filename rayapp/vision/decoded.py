@@ -139,35 +139,34 @@ class Run(NamedTuple):
 
 def decode_chunks(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int) -> Iterator[Run]:
     """The images of chunks in order, at_once in a run, the last run shorter. Raises DataError where a file is gone."""
-    contents = _contents(chunks)
+    items = read_ahead(chunks)
     labels_n = np.concatenate([chunk.labels_n for chunk in chunks])
     black_hwc = np.zeros((spec.height_px, spec.width_px, 3), dtype=np.uint8)
     for at in range(0, len(labels_n), at_once):
-        pictures = [_picture(spec, name, data) for name, data in islice(contents, at_once)]
+        pictures = [decode_one(spec, item) for item in islice(items, at_once)]
         images = [black_hwc if picture.pixels_hwc is None else picture.pixels_hwc for picture in pictures]
         problems = [picture.problem and f"{picture.name} ({picture.problem})" for picture in pictures]
         yield Run(np.stack(images), labels_n[at : at + at_once], problems)
 
 
-def _contents(chunks: Sequence[Chunk]) -> Iterator[tuple[str, bytes | UInt8Array]]:
-    """Name and content of each image in order; of scattered ones NUM_READERS are read at once."""
+def read_ahead(chunks: Sequence[Chunk]) -> Iterator[Item]:
+    """The images of chunks in order; of scattered ones the next NUM_READERS are already being read."""
     items = chain.from_iterable(chunk.items() for chunk in chunks)
     if not chunks[0].scattered:
-        yield from ((item.name, item.read()) for item in items)
+        yield from items
         return
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        reads = ((item.name, pool.submit(item.read)) for item in items)
+        reads = (item._replace(read=pool.submit(item.read).result) for item in items)
         ahead = deque(islice(reads, NUM_READERS))
         while ahead:
-            name, read = ahead.popleft()
-            yield name, read.result()
+            yield ahead.popleft()
             ahead.extend(islice(reads, 1))
 
 
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-class _Picture(NamedTuple):
+class Picture(NamedTuple):
     """An image, or the reason why it is none. size: (width, height) before it was brought to the wanted one."""
 
     name: str
@@ -196,25 +195,23 @@ def _decode(part: Part, target: Path, spec: PreprocessSpec | None) -> About:
 def _own_size(part: Part) -> PreprocessSpec | None:
     """The size of the first image that can be decoded, where that is one to keep."""
     for item in part.items():
-        if size := _decode_one(None, item).size:
+        if size := decode_one(None, item).size:
             low, high = OWN_SIZE_PX
             fits = low <= min(size) and max(size) <= high
             return PreprocessSpec(width_px=size[0], height_px=size[1]) if fits else None
     return None
 
 
-def _decode_one(spec: PreprocessSpec | None, item: Item) -> _Picture:
-    return _picture(spec, item.name, item.read())
-
-
-def _picture(spec: PreprocessSpec | None, name: str, data: bytes | UInt8Array) -> _Picture:
+def decode_one(spec: PreprocessSpec | None, item: Item) -> Picture:
+    """The image of item, brought to the size of spec. Raises DataError where it cannot be read."""
+    data, name = item.read(), item.name
     try:
         # what PreprocessSpec.decode() does, in two steps for the size and mode between them
         image = open_image(data) if isinstance(data, bytes) else Image.fromarray(data)
         pixels_hwc = spec.from_image(image) if spec else None
     except ImageError as error:
-        return _Picture(name, problem=str(error).split(";")[0])
-    return _Picture(name, pixels_hwc, image.size, image.mode in GREY_MODES)
+        return Picture(name, problem=str(error).split(";")[0])
+    return Picture(name, pixels_hwc, image.size, image.mode in GREY_MODES)
 
 
 def _write(part: Part, target: Path, spec: PreprocessSpec, *, any_size: bool) -> About:
@@ -225,7 +222,7 @@ def _write(part: Part, target: Path, spec: PreprocessSpec, *, any_size: bool) ->
     with (target / "images.npy").open("wb") as file, ThreadPoolExecutor(NUM_READERS) as pool:
         _write_header(file, 0, spec)
         while chunk := list(islice(items, CHUNK)):
-            pictures = list(pool.map(partial(_decode_one, spec), chunk))
+            pictures = list(pool.map(partial(decode_one, spec), chunk))
             if not any_size and {picture.size for picture in pictures} - {None, (spec.width_px, spec.height_px)}:
                 raise _OtherSizeError
             images = [picture.pixels_hwc for picture in pictures if picture.pixels_hwc is not None]
@@ -258,7 +255,7 @@ class _Tally:
     def num_good(self) -> int:
         return len(self.good) - len(self.corrupt)
 
-    def add(self, pictures: list[_Picture], images_nhwc: UInt8Array) -> None:
+    def add(self, pictures: list[Picture], images_nhwc: UInt8Array) -> None:
         self.good += [not picture.problem for picture in pictures]
         self.corrupt += [f"{picture.name} ({picture.problem})" for picture in pictures if picture.problem]
         self.grey = self.grey and all(picture.grey for picture in pictures)

@@ -14,13 +14,23 @@ from numpy.typing import ArrayLike, NDArray
 from rayapp.vision.preprocess import UInt8Array
 
 Int64Array = NDArray[np.int64]
+UNLABELLED = -1
 
 
 class Item(NamedTuple):
-    """An image before it is decoded: a name to find it by, and what reads its file, or its (H, W[, 3]) array."""
+    """An image before it is decoded: what to find it by, and what reads its file, or its (H, W[, 3]) array.
 
-    name: str
+    path: of the image file, or of the Parquet file that has it in this row.
+    """
+
+    path: str
     read: Callable[[], bytes | UInt8Array]
+    row: int | None = None
+
+    @property
+    def name(self) -> str:
+        """The image as messages call it."""
+        return self.path if self.row is None else f"{self.path}, row {self.row}"
 
 
 @dataclass(frozen=True)
@@ -28,7 +38,8 @@ class Chunk:
     """Images that are read one after the other, in any process: it can be pickled if read can.
 
     read gives items in a fixed order; those at rows_n, which are sorted, are the chunk's. labels_n: of these.
-    scattered: each item's read is a request over the network, so that several are worth being made at once.
+    scattered: each item's read is a request over the network, so that several are worth being made at once. Images
+    that are only to be predicted have the label UNLABELLED.
     """
 
     read: Callable[[], Iterable[Item]]
@@ -86,6 +97,21 @@ class Part:
         own = np.split(indices_n, np.searchsorted(indices_n, self.starts_m[1:]))
         found = zip(self.chunks, own, self.starts_m, strict=True)
         return Part(tuple(chunk.subset(rows_n - start) for chunk, rows_n, start in found if len(rows_n)))
+
+
+def in_groups(chunks: Iterable[Chunk], num_images: int) -> Iterator[list[Chunk]]:
+    """The chunks in order, cut so that each group has num_images, the last one fewer."""
+    group, room = list[Chunk](), num_images
+    for chunk in chunks:
+        at = 0
+        while at < len(chunk):
+            group.append(chunk.subset(np.arange(at, min(at + room, len(chunk)))))
+            at, room = at + len(group[-1]), room - len(group[-1])
+            if not room:
+                yield group
+                group, room = [], num_images
+    if group:
+        yield group
 
 
 def _array_items(images: UInt8Array) -> Iterator[Item]:

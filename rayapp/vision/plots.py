@@ -21,7 +21,7 @@ MAX_NUMBERED = 12  # more cells a side than this cannot hold numbers
 
 def plot_curves(epochs: Sequence[EpochReport], path: Path) -> None:
     """Loss and accuracy by epoch, training and validation; the best epoch is marked."""
-    figure, (left, right) = _figure(10, 4, columns=2)
+    figure, (left, right) = new_figure(10, 4, columns=2)
     x = [e.epoch for e in epochs]
     left.plot(x, [e.train_loss for e in epochs], color=GREY, label="training (smoothed labels)")
     left.plot(x, [e.val_loss for e in epochs], color=BLUE, label="validation")
@@ -35,14 +35,14 @@ def plot_curves(epochs: Sequence[EpochReport], path: Path) -> None:
     for axes in (left, right):
         axes.legend(frameon=False)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_confusion(scores: Scores, path: Path) -> None:
     """The confusion matrix as shares of each true class."""
     names = [c.name for c in scores.classes]
     share_kk = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
-    figure, (axes,) = _figure(7, 6)
+    figure, (axes,) = new_figure(7, 6)
     image = axes.imshow(share_kk, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class (0-1)")
     axes.set(xlabel="predicted", ylabel="true", title=f"{scores.num_images:,} images")
@@ -55,12 +55,12 @@ def plot_confusion(scores: Scores, path: Path) -> None:
             if count:
                 shade = "white" if share_kk[row, column] > 0.5 else "#2d3748"
                 axes.text(column, row, str(count), ha="center", va="center", color=shade, fontsize=8)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_calibration(scores: Scores, path: Path) -> None:
     """Accuracy against confidence (a reliability diagram), and how many predictions stand behind each bar."""
-    figure, (left, right) = _figure(10, 4, columns=2)
+    figure, (left, right) = new_figure(10, 4, columns=2)
     filled = [b for b in scores.calibration if b.count]
     middles, width = [(b.low + b.high) / 2 for b in filled], scores.calibration[0].high
     left.bar(middles, [b.accuracy for b in filled], width=width, color=BLUE, edgecolor="white")
@@ -70,13 +70,13 @@ def plot_calibration(scores: Scores, path: Path) -> None:
     left.legend(frameon=False)
     right.bar(middles, [b.count for b in filled], width=width, color=GREY, edgecolor="white")
     right.set(xlabel="confidence (0-1)", ylabel="predictions", xlim=(0, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def plot_classes(scores: Scores, path: Path) -> None:
     """Precision and recall of each class, the lowest F1 first (at most MAX_NAMED classes)."""
     worst = sorted(scores.classes, key=lambda c: c.f1)[:MAX_NAMED]
-    figure, (axes,) = _figure(7, 1.2 + 0.35 * len(worst))
+    figure, (axes,) = new_figure(7, 1.2 + 0.35 * len(worst))
     y = np.arange(len(worst))
     axes.barh(y - 0.2, [c.precision for c in worst], height=0.38, color=BLUE, label="precision")
     axes.barh(y + 0.2, [c.recall for c in worst], height=0.38, color=GREY, label="recall")
@@ -84,10 +84,10 @@ def plot_classes(scores: Scores, path: Path) -> None:
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="0-1", title="classes, lowest F1 first")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
-    _save(figure, path)
+    save_figure(figure, path)
 
 
-def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
+def new_figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, list[Axes]]:
     """A figure without pyplot: no global state, so that any thread may draw."""
     figure = Figure(figsize=(width, height), layout="constrained", dpi=110)
     all_axes = [figure.add_subplot(1, columns, at + 1) for at in range(columns)]
@@ -96,6 +96,6 @@ def _figure(width: float, height: float, *, columns: int = 1) -> tuple[Figure, l
     return figure, all_axes
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     FigureCanvasAgg(figure)
     figure.savefig(path)

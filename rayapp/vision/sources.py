@@ -132,14 +132,18 @@ def folder(config: DataConfig, data_folder: Path) -> Source:
 
 def _folder_part(tree: Tree, class_names: tuple[str, ...], images: dict[str, list[str]]) -> Part:
     """The images by class, a chunk FOLDER_FILES of one class."""
-    chunks = []
-    for label, name in enumerate(class_names):
-        paths = images.get(name, [])
-        for at in range(0, len(paths), FOLDER_FILES):
-            run = paths[at : at + FOLDER_FILES]
-            labels_n = np.full(len(run), label, dtype=np.int64)
-            chunks.append(Chunk.whole(partial(_file_items, tree.reader, run), labels_n, scattered=tree.is_remote))
+    chunks = [
+        chunk for label, name in enumerate(class_names) for chunk in file_chunks(tree, images.get(name, []), label)
+    ]
     return Part(tuple(chunks))
+
+
+def file_chunks(tree: Tree, paths: list[str], label: int) -> Iterator[Chunk]:
+    """Image files that all have this label."""
+    for at in range(0, len(paths), FOLDER_FILES):
+        run = paths[at : at + FOLDER_FILES]
+        labels_n = np.full(len(run), label, dtype=np.int64)
+        yield Chunk.whole(partial(_file_items, tree.reader, run), labels_n, scattered=tree.is_remote)
 
 
 def _file_items(reader: Reader, paths: list[str]) -> Iterator[Item]:
@@ -202,14 +206,7 @@ def _class_names(tree: Tree, path: str) -> tuple[str, ...]:
     """The names in Hugging Face's metadata, () without any. Raises DataError where a column is missing."""
     with tree.open_file(path) as file:
         schema = pq.read_schema(file)
-    columns = dict(zip(schema.names, schema.types, strict=True))
-    image = columns.get("image")
-    has_bytes = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-    if not has_bytes or not pa.types.is_integer(columns.get("label", pa.null())):
-        found = ", ".join(f"{name}: {kind}" for name, kind in columns.items())
-        raise DataError(
-            f"{tree.uri}/{path} needs the columns image: struct<bytes, path> and label: int64 (found: {found})"
-        )
+    require_columns(f"{tree.uri}/{path}", schema, label=True)
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
         return tuple(str(name) for name in features["label"]["names"])
@@ -217,23 +214,40 @@ def _class_names(tree: Tree, path: str) -> tuple[str, ...]:
         return ()  # not written by Hugging Face's library, or without names
 
 
+def require_columns(name: str, schema: pa.Schema, *, label: bool) -> None:
+    """Raises DataError where the file called name lacks the images, or with label their labels."""
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    image = columns.get("image")
+    has_bytes = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    if not has_bytes or (label and not pa.types.is_integer(columns.get("label", pa.null()))):
+        found = ", ".join(f"{column}: {kind}" for column, kind in columns.items())
+        needed = "columns image: struct<bytes, path> and label: int64" if label else "column image: struct<bytes, path>"
+        raise DataError(f"{name} needs the {needed} (found: {found})")
+
+
 def _parquet_part(tree: Tree, paths: list[str], class_names: tuple[str, ...]) -> Part:
     """All rows, a chunk a row group. Raises DataError where a label is wrong, or there are no rows."""
-    chunks = []
+    chunks: list[Chunk] = []
     for path in paths:
         with tree.open_file(path) as file:
             parquet = pq.ParquetFile(file)
             column = parquet.read(columns=["label"])["label"]
-            sizes = [parquet.metadata.row_group(group).num_rows for group in range(parquet.num_row_groups)]
-        labels_n = _labels(f"{tree.uri}/{path}", column, class_names)
-        ends = np.cumsum(sizes).tolist()
-        for group, (size, end) in enumerate(zip(sizes, ends, strict=True)):
-            read = partial(_row_items, tree.reader, path, group, end - size)
-            chunks.append(Chunk.whole(read, labels_n[end - size : end]))
-    part = Part(tuple(chunk for chunk in chunks if len(chunk)))
+            metadata = parquet.metadata
+        chunks += row_chunks(tree, path, metadata, _labels(f"{tree.uri}/{path}", column, class_names))
+    part = Part(tuple(chunks))
     if not part.chunks:
         raise DataError(f"{tree.uri}: {', '.join(paths)} have no rows; put images there, or check --data.path")
     return part
+
+
+def row_chunks(tree: Tree, path: str, metadata: pq.FileMetaData, labels_n: Int64Array) -> Iterator[Chunk]:
+    """The rows of a Parquet file, a chunk a row group that has any."""
+    start = 0
+    for group in range(metadata.num_row_groups):
+        end = start + metadata.row_group(group).num_rows
+        if end > start:
+            yield Chunk.whole(partial(_row_items, tree.reader, path, group, start), labels_n[start:end])
+        start = end
 
 
 def _labels(name: str, column: pa.ChunkedArray, class_names: tuple[str, ...]) -> Int64Array:
@@ -256,5 +270,5 @@ def _row_items(reader: Reader, path: str, group: int, first: int) -> Iterator[It
         parquet = pq.ParquetFile(file, buffer_size=PARQUET_BYTES)
         for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], columns=["image.bytes"]):
             for data in batch.column(0).field("bytes").to_pylist():
-                yield Item(f"{reader.uri}/{path}, row {row}", partial(bytes, data or b""))
+                yield Item(f"{reader.uri}/{path}", partial(bytes, data or b""), row)
                 row += 1

@@ -17,9 +17,16 @@ from pathlib import Path
 import httpx
 
 ROOT = Path(__file__).parents[2]
-README, JOBS, MIGRATION, SERVING, TRAINING = (
+README, JOBS, MIGRATION, SERVING, TRAINING, TUNING = (
     ROOT / name
-    for name in ("README.md", "docs/jobs.md", "docs/migrate-from-bentoml.md", "docs/serving.md", "docs/training.md")
+    for name in (
+        "README.md",
+        "docs/jobs.md",
+        "docs/migrate-from-bentoml.md",
+        "docs/serving.md",
+        "docs/training.md",
+        "docs/tuning.md",
+    )
 )
 PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
 # Typed by other tests: the two commands by test_demo.py and by whoever runs this, the cluster's by test_jobs.py.

@@ -1,7 +1,8 @@
-"""What README.md and docs/ tell people to type exists, README's is typed here, in the order of the page."""
+"""What README.md and docs/ tell people to type exists; that of README.md and tuning.md is typed here, in order."""
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
@@ -13,9 +14,10 @@ from PIL import Image
 
 from rayapp.cli import VERBS
 from rayapp.settings import load
-from tests.e2e.pages import ELSEWHERE, JOBS, PAGES, README, ROOT, TRAINING, Shell, commands, inline
+from tests.e2e.pages import ELSEWHERE, JOBS, PAGES, README, ROOT, TRAINING, TUNING, Shell, blocks, commands, inline
 
 RESUME = "rayapp train --resume RUN"  # by tests/ray/test_train.py, with the name of a run
+RESUME_SWEEP = "rayapp tune --resume NAME"  # by tests/ray/test_tune.py, with the name of a sweep
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -26,7 +28,7 @@ def test_every_command_of_a_page_exists_with_its_options(page: Path) -> None:
         if words[:3] == ["ray", "job", "submit"] and "python" in words:
             script = words[words.index("python") + 1]
             assert (ROOT / script).is_file(), line
-            words = ["rayapp", Path(script).stem, *words[words.index(script) + 1 :]]
+            words = ["rayapp", Path(script).stem.replace("_", "-"), *words[words.index(script) + 1 :]]
         if words[0] == "make":
             assert words[1] in targets, line
         elif words[:2] == ["serve", "deploy"]:
@@ -83,3 +85,26 @@ def test_pages_on_jobs_and_training_only_repeat_what_is_typed_somewhere() -> Non
         for line in commands(page):
             if line.startswith("rayapp"):
                 assert line in typed or line == "rayapp train --data.dataset digits --compute.num_workers 2", line
+
+
+@pytest.mark.timeout(600)
+def test_the_commands_of_the_page_on_tuning_do_what_it_says_with_fewer_trials(shell: Shell) -> None:
+    printed = []
+    for line in commands(TUNING):
+        if line.startswith("rayapp tune --config"):
+            here = line.replace("jobs/configs/", f"{shlex.quote(str(ROOT))}/jobs/configs/")
+            printed.append(json.loads(shell.type(f"{here} --budget.trials 2 --optim.epochs 1")))
+        elif not line.startswith(ELSEWHERE) and line != RESUME_SWEEP:
+            printed.append(json.loads(shell.type(line)))
+    sweep, again, with_price = printed
+    assert (sweep["sweep"], sweep["trials"]) == ("digits", 2)
+    assert {name: again[name] for name in ("best_trial", "best_values")} == {
+        name: sweep[name] for name in ("best_trial", "best_values")
+    }
+    assert with_price["cost_usd"] > 0
+    folder = shell.home / "sweeps" / "digits"
+    assert {path.name for path in folder.glob("*.png")} == {"history.png", "parallel_coordinates.png"}
+    (program,) = blocks(TUNING, "python")
+    assert re.fullmatch(r"\{'optim.lr': [01]\.\d+\} 0\.\d+", shell.python(program).splitlines()[-1])
+    shell.type("rayapp tune --clean digits --yes")
+    assert not folder.exists()

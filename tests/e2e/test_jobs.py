@@ -4,108 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
-import socket
 import subprocess
-import sys
-import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 import yaml
+from mlflow import MlflowClient
+
+from tests.e2e.heads import ROOT, Head, free_ports, json_line, started_head
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.cluster]
-ROOT = Path(__file__).parents[2]
-BIN = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
-class Head:
-    """A Ray head of this test's own, its dashboard's address and the environment of its jobs."""
-
-    def __init__(self, folder: Path, home: Path) -> None:
-        gcs, dashboard, agent = free_ports(3)
-        self.dashboard = f"http://127.0.0.1:{dashboard}"
-        self.environment = os.environ | {
-            "PATH": f"{BIN}:{os.environ['PATH']}",  # a job's python is the one of `ray start`
-            "RAYAPP_HOME": str(home),
-            "PYTHONPATH": str(ROOT),
-            "HOME": str(home),  # for the token
-            "RAY_AUTH_MODE": "token",
-        }
-        words = ["ray", "start", "--head", "--num-cpus=3", f"--temp-dir={folder}", f"--port={gcs}"]
-        words += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}", "--disable-usage-stats"]
-        words += [f"--dashboard-agent-listen-port={agent}"]  # the default's one port is the other tests' cluster's
-        self.run("ray", "get-auth-token", "--generate")
-        self.token = (home / ".ray/auth_token").read_text().strip()
-        self.run(*words)
-        self.environment |= {"RAY_ADDRESS": self.dashboard, "RAY_DASHBOARD_ADDRESS": self.dashboard}
-        self._wait_for_agent()
-
-    def _wait_for_agent(self) -> None:
-        """`ray start` returns before the agent that takes jobs is there."""
-        until = time.monotonic() + 120
-        while time.monotonic() < until:
-            words = ["ray", "job", "submit", "--", "true"]
-            done = subprocess.run(
-                words, cwd="/", env=self.environment, capture_output=True, text=True, timeout=60, check=False
-            )
-            if done.returncode == 0:
-                return
-            time.sleep(1)
-        raise AssertionError(f"the Ray head takes no jobs: {done.stdout[-2000:]}{done.stderr[-2000:]}")
-
-    def run(self, *words: str, timeout_s: float = 400) -> str:
-        """stdout and stderr of a command, which must succeed."""
-        done = subprocess.run(
-            words, cwd=ROOT, env=self.environment, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
-        assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
-        return done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
 def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    folder = Path(tempfile.mkdtemp(prefix="rj", dir="/tmp"))
-    before = {p.pid for p in psutil.process_iter()}
-    try:
-        yield Head(folder, tmp_path_factory.mktemp("home"))
-    finally:
-        ours = [p for p in psutil.process_iter(["cmdline"]) if p.pid not in before]
-        for process in ours:
-            if str(folder) in " ".join(process.info["cmdline"] or []):
-                for each in [*process.children(recursive=True), process]:
-                    with contextlib.suppress(psutil.NoSuchProcess):
-                        each.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def json_line(output: str) -> dict[str, object]:
-    lines = [line for line in output.splitlines() if line.startswith("{")]
-    result: dict[str, object] = json.loads(lines[-1])
-    return result
-
-
-def submit(head: Head, *words: str) -> str:
-    return head.run("ray", "job", "submit", "--working-dir", ".", "--", "python", *words)
+    with started_head(tmp_path_factory.mktemp("home")) as found:
+        yield found
 
 
 def test_train_evaluate_promote_as_jobs_and_serve_deploy(head: Head, tmp_path: Path) -> None:
-    output = submit(head, "jobs/train.py", "--compute.num_workers", "2", "--optim.epochs", "2")
+    output = head.submit("jobs/train.py", "--compute.num_workers", "2", "--optim.epochs", "2")
     assert "epoch 2/2" in output  # progress is readable in the job's log
     trained = json_line(output)
     assert trained["model_uri"] == "models:/vision/1"
@@ -115,9 +37,9 @@ def test_train_evaluate_promote_as_jobs_and_serve_deploy(head: Head, tmp_path: P
     jobs = httpx.get(f"{head.dashboard}/api/jobs/", headers=bearer, timeout=30).json()
     assert "SUCCEEDED" in [job["status"] for job in jobs if "jobs/train.py" in job["entrypoint"]]
 
-    evaluated = json_line(submit(head, "jobs/evaluate.py", "--model", "models:/vision@challenger"))
+    evaluated = json_line(head.submit("jobs/evaluate.py", "--model", "models:/vision@challenger"))
     assert evaluated["n"] == 360
-    assert json_line(submit(head, "jobs/promote.py"))["verdict"] == "promoted"
+    assert json_line(head.submit("jobs/promote.py"))["verdict"] == "promoted"
 
     config = yaml.safe_load((ROOT / "serve_configs/local.yaml").read_text())
     (config["http_options"]["port"],) = free_ports(1)
@@ -143,3 +65,38 @@ def served_version(port: int) -> str:
                 return str(answer.json()["model_metadata"]["version"])
         assert time.monotonic() < until, "the deployed application does not answer"
         time.sleep(0.5)
+
+
+def test_F44_a_sweep_as_a_job_goes_on_on_another_head_after_its_own_was_killed(tmp_path: Path) -> None:
+    words = ["jobs/tune.py", "--config", "jobs/configs/sweep-digits.yaml", "--name", "killed"]
+    words += ["--budget.trials", "8", "--optim.epochs", "2"]
+    trials = tmp_path / "sweeps/killed/trials.json"
+    with started_head(tmp_path) as first:
+        first.run("ray", "job", "submit", "--no-wait", "--working-dir", ".", "--", "python", *words)
+        until = time.monotonic() + 300
+        while not trials.exists() or len(ended(trials)) < 3:
+            assert time.monotonic() < until, "the job does not search"
+            time.sleep(0.1)
+        first.kill()
+    before = ended(trials)
+
+    with started_head(tmp_path) as second:
+        log = second.submit("jobs/tune.py", "--resume", "killed")
+
+    result = json_line(log)
+    assert result["trials"] == 8
+    assert sum(" finished " in line for line in log.splitlines()) >= result["finished"]  # the table
+    after = ended(trials)
+    assert len(after) == 8
+    assert {trial_id: after[trial_id] for trial_id in before} == before
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+    children = Counter(run.info.status for run in runs if "mlflow.parentRunId" in run.data.tags)
+    assert children == Counter({"FINISHED": result["finished"], "KILLED": result["stopped"]})
+
+
+def ended(trials: Path) -> dict[str, tuple[object, ...]]:
+    """What is known of the trials that ended, by id."""
+    rows = json.loads(trials.read_text())["trials"]
+    told = ("state", "epoch", "seconds", "val_accuracy", "run_id")
+    return {row["trial_id"]: tuple(row[name] for name in told) for row in rows if row["state"] != "running"}

@@ -17,6 +17,7 @@ from rayapp.errors import ConfigError
 from rayapp.vision.parts import Part
 from rayapp.vision.preprocess import PreprocessSpec
 from tests.ray.numbered import KINDS, STILL, numbered, numbers, parquet_set, part_of, streamed
+from tests.s3 import s3_server
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 
@@ -80,17 +81,11 @@ ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 
 
 def test_a_bucket_is_streamed(tmp_path: Path, home: Path) -> None:
     import boto3
-    from moto.server import ThreadedMotoServer
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
+    with s3_server() as url:
         keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
-        environment = keys | {"AWS_ENDPOINT_URL": f"http://{host}:{port}"}
-        client = boto3.client(
-            "s3", endpoint_url=environment["AWS_ENDPOINT_URL"], aws_access_key_id="key", aws_secret_access_key="secret"
-        )
+        environment = keys | {"AWS_ENDPOINT_URL": url}
+        client = boto3.client("s3", endpoint_url=url, aws_access_key_id="key", aws_secret_access_key="secret")
         client.create_bucket(Bucket="pictures")
         images = [numbered(number) for number in range(60)]
         for kind, write in KINDS.items():
@@ -105,8 +100,6 @@ for kind in ("parquet", "folder"):
 print(json.dumps(seen))
 """
         seen = in_process(code, str(home), environment=environment)
-    finally:
-        server.stop()
     for kind in KINDS:
         assert sorted(seen[kind]) == list(range(60))
 

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ValidationError
 
 from rayapp import config
 from rayapp import settings as verbs
+from rayapp.cli import VERBS
 from rayapp.errors import ConfigError
 from rayapp.settings import TrainSettings, load
 
@@ -30,11 +31,30 @@ OPTIONS = {
         optim.sync_batch_norm optim.warmup_fraction optim.weight_decay
         register resume seed tracking.experiment tracking.log_every_steps
     """,
+    "tune": """
+        augment.crop_padding_px augment.cutout_px augment.flip augment.mixup_alpha augment.random_magnitude
+        augment.random_ops
+        base budget.minutes budget.trials budget.usd
+        checkpoint.every_minutes checkpoint.every_steps checkpoint.keep checkpoint.notice_every_steps
+        clean compute.compile compute.deterministic compute.device compute.max_failures compute.num_workers
+        compute.resize_every_s compute.storage_path compute.threads_per_worker cost.usd_per_hour
+        data.dataset data.image_px data.memory_mb data.on_error data.path data.split_seed data.stream
+        data.validation_fraction
+        model.freeze_backbone model.frozen_epochs model.init model.name model.pretrained name
+        optim.accumulate_steps optim.batch_size optim.clip_norm optim.early_stop_patience optim.epochs
+        optim.label_smoothing optim.lr optim.momentum optim.optimizer optim.precision optim.schedule
+        optim.sync_batch_norm optim.warmup_fraction optim.weight_decay
+        results resume scheduler.grace_epochs scheduler.name scheduler.reduction_factor
+        search.algorithm search.latency search.metric search.preset search.seed seed space
+        then_train tracking.experiment tracking.log_every_steps trials.at_once trials.cpus trials.gpus
+        winner.epochs winner.seeds yes
+    """,
     "evaluate": "batch_size data_path model output split",
     "promote": "force model reason version",
     "rollback": "reason",
     "models": "json",
     "predict": "json model url",
+    "batch-predict": "batch_size compute.device compute.num_workers data.dataset data.path model output overwrite",
     "serve": """
         app.access_log app.api_keys app.canary.alias app.canary.fraction app.canary.key_header
         app.device app.max_batch app.max_body_bytes app.max_image_pixels app.max_images app.max_queue
@@ -46,7 +66,7 @@ OPTIONS = {
     "demo": "dataset keep num_workers path port",
     "doctor": "json port",
 }
-SETTINGS = {name: getattr(verbs, f"{name.capitalize()}Settings") for name in OPTIONS}
+SETTINGS = {name: getattr(verbs, f"{name.title().replace('-', '')}Settings") for name in OPTIONS}
 
 
 def train(*argv: str) -> TrainSettings:
@@ -64,7 +84,7 @@ def help_page(verb: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 
 def test_every_verb_is_listed():
-    assert set(verbs.Settings.__subclasses__()) == set(SETTINGS.values())
+    assert {name: verb.settings for name, verb in VERBS.items()} == SETTINGS
 
 
 @pytest.mark.parametrize("verb", OPTIONS)
@@ -268,10 +288,20 @@ def test_all_mistakes_are_said_at_once(tmp_path):
         ("promote", "--version 3 --model models:/vision/2", "version 3 and model 'models:/vision/2' are both given"),
         ("predict", "", "the following arguments are required: IMAGES; see rayapp predict --help"),
         ("predict", "a.png --url http://x --model m", "model 'm' has no effect with url"),
+        ("batch-predict", "--output here", "data.path is missing: add --data.path FOLDER (local or s3://)."),
+        ("batch-predict", "--data.path here", "output is missing: add --output FOLDER (local or s3://)."),
+        ("batch-predict", "--data.dataset digits", "data.dataset is 'digits'. Allowed: folder, parquet."),
+        ("batch-predict", "--data.image_px 3", "unknown option --data.image_px."),
         ("serve", "--app.model m", "app.model has no effect here; use --model."),
         ("serve", "--port 70000", "port is '70000': it must be less than or equal to 65535."),
         ("doctor", "--jsn", "unknown option --jsn. Did you mean 'json'? See rayapp doctor --help."),
         ("evaluate", "--split train", "split is 'train'. Allowed: test, validation."),
+        ("tune", "--search.metric val_acuracy", "search.metric is 'val_acuracy'. Did you mean 'val_accuracy'?"),
+        ("tune", "--scheduler.name ahsa", "scheduler.name is 'ahsa'. Did you mean 'asha'?"),
+        ("tune", "--budget.usd 0", "budget.usd is '0': it must be greater than 0."),
+        ("tune", "--results a --clean a", "results and clean are both given; leave one out."),
+        ("tune", "--base gone.yaml", "cannot read --base gone.yaml: No such file or directory; give a YAML file"),
+        ("tune", "--yes true", "yes answers the question of clean; add --clean NAME"),
     ],
 )
 def test_wrong_flag_of_another_verb_gets_a_sentence(verb, argv, sentence):

@@ -152,7 +152,8 @@ def test_ci_runs_both_commands():
 
     assert script.stat().st_mode & 0o111
     assert "set -euo pipefail" in script.read_text()
-    assert re.findall(r"^make .*?(\w+)$", script.read_text(), flags=re.MULTILINE) == ["check", "test"]
+    expected = ["check", "check-infra", "test"]
+    assert re.findall(r"^make .*?([\w-]+)$", script.read_text(), flags=re.MULTILINE) == expected
 
 
 def test_workflow_may_only_read_and_its_actions_are_pinned():

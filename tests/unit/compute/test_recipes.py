@@ -1,4 +1,7 @@
-"""The recipes of jobs/configs: complete, of models that fit their data, and each with its place in docs/results.md."""
+"""The recipes of jobs/configs: complete, of models that fit their data, and each with its place in docs/results.md.
+
+And the sweeps beside them, each over one of these recipes.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,13 @@ import torch
 
 from rayapp.config import ModelConfig
 from rayapp.errors import ConfigError
-from rayapp.settings import TrainSettings, load
+from rayapp.settings import TrainSettings, TuneSettings, load
+from rayapp.sweep_config import OPTIMIZER_SPACE
 from rayapp.vision.models import build_model
 
 ROOT = Path(__file__).parents[3]
-RECIPES = sorted((ROOT / "jobs/configs").glob("*.yaml"))
+SWEEPS = sorted((ROOT / "jobs/configs").glob("sweep-*.yaml"))
+RECIPES = sorted({*(ROOT / "jobs/configs").glob("*.yaml")} - {*SWEEPS})
 RESULTS = (ROOT / "docs/results.md").read_text(encoding="utf-8")
 # Classes and pixels of the named data sets; of a folder what may lie in one.
 SHAPES = {"digits": (10, 32), "cifar10": (10, 32), "cifar100": (100, 32), "fashion_mnist": (10, 28), "folder": (2, 224)}
@@ -77,3 +82,33 @@ def test_results_list_each_recipe_once_where_its_first_line_says() -> None:
         assert sorted(listed) == [p.stem for p in RECIPES if p.read_text().splitlines()[0].endswith(ending)]
         assert len(listed) == len(set(listed))
     assert all(re.match(r"# .* (Measured|Derived, not run)\.\n", path.read_text()) for path in RECIPES)
+
+
+# --- sweeps -----------------------------------------------------------------------------------------------------------
+
+
+def sweep(path: Path) -> TuneSettings:
+    return load(TuneSettings, ["--config", str(path)], prog="rayapp tune")
+
+
+@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
+def test_a_sweep_is_of_a_recipe_and_says_how_long_it_takes(path: Path) -> None:
+    settings = sweep(path)
+    assert settings.base in RECIPES
+    assert {"space", "search", "scheduler"} <= settings.model_fields_set
+    about = path.read_text(encoding="utf-8").splitlines()[0]
+    said = re.fullmatch(r"# .*: (\d+) trials.*(minutes?|hours?|not run).*\.", about)
+    assert said, about
+    assert int(said[1]) == settings.num_trials
+    assert ("downloaded once" in about) == (settings.data.dataset != "digits")
+
+
+def test_sweep_optimizer_is_what_the_replaced_system_searched() -> None:
+    settings = sweep(ROOT / "jobs/configs/sweep-optimizer.yaml")
+    assert settings.space == OPTIMIZER_SPACE
+    assert {name: (d.kind, tuple(d.bounds)) for name, d in settings.space.items()} == {
+        "optim.lr": ("log_uniform", (1e-4, 1e-2)),
+        "optim.weight_decay": ("log_uniform", (1e-5, 1e-3)),
+        "optim.momentum": ("uniform", (0.8, 0.99)),
+    }
+    assert (settings.search.metric, settings.scheduler.name, settings.num_trials) == ("val_accuracy", "asha", 10)

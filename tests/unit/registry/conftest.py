@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +12,13 @@ from safetensors.numpy import save_file
 
 from rayapp.config import DataConfig, ModelConfig
 from rayapp.registry.models import ModelVersion, Registry
-from rayapp.registry.tracking import Tracker, connected
+from rayapp.registry.tracking import Tracker
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Manifest, file_digest
 from rayapp.vision.preprocess import PreprocessSpec
 
 PARAMS = {"model.name": "resnet18", "data.dataset": "digits", "data.path": "/secret/place", "plan.batch_size": "128"}
 PARAMS |= {"plan.peak_lr": "0.4", "plan.epochs": "8", "seed": "0", "compute.storage_path": "s3://secret"}
 TAGS = {"model_architecture": "resnet18", "git_sha": "abc", "mlflow.user": "alice", "hardware.cpu": "secret"}
-
-
-@pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A database with MLflow's tables, which take 3 s to make."""
-    path = tmp_path_factory.mktemp("template") / "mlflow.db"
-    with connected(f"sqlite:///{path}"):
-        return path
-
-
-@pytest.fixture
-def uri(template: Path, home: Path) -> str:
-    home.mkdir()
-    shutil.copy(template, home / "mlflow.db")
-    return f"sqlite:///{home / 'mlflow.db'}"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -125,3 +126,9 @@ def test_haproxys_own_pages_are_moved_to_loopback(tmp_path: Path):
     binds = [line.split()[1] for line in config.read_text().splitlines() if "bind" in line]
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8404", "0.0.0.0:3000"]
     assert len({value for name, value in environment.items() if name.endswith("_PORT")}) == 3
+
+
+def test_images_get_the_same_script(tmp_path: Path):
+    printed = subprocess.run([sys.executable, "-m", "rayapp.serve.proxy"], capture_output=True, text=True, check=True)
+
+    assert printed.stdout == Path(private_haproxy(tmp_path)["RAY_SERVE_HAPROXY_BINARY_PATH"]).read_text()

@@ -6,20 +6,53 @@ import sys
 import pytest
 
 FAULTS_OF_100_STEPS = """
-import resource, torch
+import resource, threading, torch
 from rayapp.vision.memory import keep_freed_memory
-keep_freed_memory()
-torch.set_num_threads(1)
-for n in range(110):
-    if n == 10:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    tensors = [torch.zeros(2**18 * size) for size in (1, 4, 16, 24)]  # MiB
-    del tensors
-print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+def steps():
+    keep_freed_memory()
+    torch.set_num_threads(1)
+    for n in range(110):
+        if n == 10:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensors = [torch.zeros(2**18 * size) for size in (1, 4, 16, 24, 30, 30, 30)]  # MiB
+        del tensors
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+"""
+FIRST_THREAD = "steps()"
+OTHER_THREAD = "thread = threading.Thread(target=steps); thread.start(); thread.join()"  # Ray Train's workers
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+@pytest.mark.parametrize("thread", [FIRST_THREAD, OTHER_THREAD])
+def test_tensors_of_the_next_step_take_the_pages_of_the_last_one(thread: str) -> None:
+    ended = subprocess.run([sys.executable, "-c", FAULTS_OF_100_STEPS + thread], capture_output=True, check=True)
+    assert int(ended.stdout) < 1000  # 100 steps touch 3.4 million pages of 4 KiB
+
+
+FREED_BY_AN_ENDED_THREAD = """
+import os, threading, torch
+from rayapp.vision.memory import give_back_freed_memory, keep_freed_memory
+
+def size_mib():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
+
+def trial():
+    keep_freed_memory()
+    tensors = [torch.ones(2**18 * 8) for _ in range(20)]  # 160 MiB in blocks of 8
+
+thread = threading.Thread(target=trial)
+thread.start()
+thread.join()
+before = size_mib()
+give_back_freed_memory()
+print(before - size_mib())
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_tensors_of_the_next_step_take_the_pages_of_the_last_one() -> None:
-    ended = subprocess.run([sys.executable, "-c", FAULTS_OF_100_STEPS], capture_output=True, check=True)
-    assert int(ended.stdout) < 1000  # 100 steps touch 1.1 million pages of 4 KiB
+def test_what_a_trial_that_ended_had_goes_back_before_the_next_one() -> None:
+    ended = subprocess.run([sys.executable, "-c", FREED_BY_AN_ENDED_THREAD], capture_output=True, check=True)
+    assert float(ended.stdout) > 100  # MiB

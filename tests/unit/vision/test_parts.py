@@ -11,7 +11,7 @@ import pytest
 from rayapp.config import DataConfig
 from rayapp.errors import DataError
 from rayapp.vision import sources
-from rayapp.vision.parts import Part
+from rayapp.vision.parts import Part, in_groups
 from tests.unit.vision.pictures import png, write_folder, write_parquet
 
 
@@ -57,6 +57,14 @@ def test_a_subset_of_a_subset_keeps_order_names_and_labels(rows: Part):
     assert odd.labels_n.tolist() == [1, 1, 0, 1, 0]
     assert names(some) == [names(rows)[index] for index in (1, 4, 7)]
     assert [item.read() for item in some.items()] == [png(7 * index) for index in (1, 4, 2)]
+
+
+def test_groups_have_so_many_images_whatever_the_chunks(rows: Part):
+    for num_images in (1, 2, 3, 4, 8, 100):
+        groups = [Part(tuple(group)) for group in in_groups(rows.chunks, num_images)]
+
+        assert [len(group.labels_n) for group in groups[:-1]] == [num_images] * (len(groups) - 1)
+        assert [name for group in groups for name in names(group)] == names(rows)
 
 
 def test_a_chunk_without_wanted_images_is_gone(rows: Part):

@@ -1,0 +1,3 @@
+output "urls" {
+  value = { for image, repository in aws_ecr_repository.this : image => repository.repository_url }
+}
