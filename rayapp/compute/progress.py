@@ -112,7 +112,7 @@ def _live(board: AnyBoard, console: Console, before_first: str, stop: threading.
 
 def _logged(board: AnyBoard, console: Console, before_first: str, stop: threading.Event) -> None:
     """A line when it is new, not more often than every LOG_EVERY_S, and the last one in any case."""
-    console.print(before_first, highlight=False)
+    say(console, before_first)
     last, last_time = "", -LOG_EVERY_S
     for line, ended in _lines(board, console, stop):
         if line and line != last and (ended or time.monotonic() - last_time >= LOG_EVERY_S):

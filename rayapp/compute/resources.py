@@ -25,7 +25,7 @@ def check_resources(settings: TrainSettings) -> str:
             f"compute.num_workers is {config.num_workers}, but an Apple GPU takes one; say 1, or --compute.device cpu"
         )
     _refuse_for_gpus_only(settings, kind)
-    resource, each = ("GPU", 1) if kind == "cuda" else ("CPU", config.threads_per_worker)
+    resource, each = _resource_of_a_worker(config, kind)
     there = int(ray.cluster_resources().get(resource, 0))
     if workers.low * each > there:
         raise ConfigError(
@@ -39,6 +39,21 @@ def resources_asked(config: ComputeConfig, kind: str) -> dict[str, int]:
     """What all workers together ask of the cluster, as Ray names it; of a range the highest."""
     cpus = {"CPU": config.workers.high * config.threads_per_worker}
     return cpus | ({"GPU": config.workers.high} if kind == "cuda" else {})
+
+
+def starting(config: ComputeConfig, kind: str) -> str:
+    """What stands where the progress line will be until there is one; where other work is in the way, it says so."""
+    resource, each = _resource_of_a_worker(config, kind)
+    free, there = (int(found.get(resource, 0)) for found in (ray.available_resources(), ray.cluster_resources()))
+    needed = config.workers.low * each
+    if needed <= free:
+        return f"starting {config.num_workers} workers ..."
+    return f"waiting for {resource}s: {needed} needed, {free} of the cluster's {there} free, others hold the rest ..."
+
+
+def _resource_of_a_worker(config: ComputeConfig, kind: str) -> tuple[str, int]:
+    """What is scarce, as Ray names it, and how much of it one worker takes."""
+    return ("GPU", 1) if kind == "cuda" else ("CPU", config.threads_per_worker)
 
 
 def _refuse_for_gpus_only(settings: TrainSettings, kind: str) -> None:

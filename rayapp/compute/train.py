@@ -22,7 +22,7 @@ from rayapp.cluster import ray_cluster
 from rayapp.compute.cost import look_back, usd_per_hour
 from rayapp.compute.delivery import best_of, deliver
 from rayapp.compute.progress import Board, clock, say, shown
-from rayapp.compute.resources import check_resources, resources_asked
+from rayapp.compute.resources import check_resources, resources_asked, starting
 from rayapp.compute.runs import Run, driver_imports, find_run, flat, new_name, refuse_existing, run_tags
 from rayapp.compute.worker import model_for, train_worker
 from rayapp.config import Home, ray_address
@@ -268,7 +268,7 @@ def _fit_on_workers(run: Run, home: Home, device: str, weights: Weights | None, 
         },
     )
     try:
-        with shown(board, console, f"starting {run.settings.compute.num_workers} workers ..."):
+        with shown(board, console, starting(run.settings.compute, device)):
             result = interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_stopped(run, ray.get(board.reason.remote()) or _root_cause(error))) from error

@@ -17,7 +17,9 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
+from rich.console import Console
 
+from rayapp.compute.progress import Board
 from rayapp.config import Home
 from rayapp.errors import ConfigError
 from rayapp.settings import TrainSettings, validate
@@ -128,6 +130,29 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster: None
     with pytest.raises(ConfigError, match=r"num_workers 64 needs 64 CPUs, the cluster has 2; at most 2 workers fit"):
         train(settings(compute={"num_workers": 64}), home)
     assert not home.runs.exists()
+
+
+def test_a_full_cluster_is_waited_for_and_it_is_said(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
+    from rayapp.compute.train import train
+
+    other = ray.remote(num_cpus=2)(Board).remote()
+    ray.get(other.reason.remote())
+    home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    said = tmp_path / "said"
+
+    def end_the_other_when_it_is_said() -> None:
+        while "waiting for CPUs: 1 needed, 0 of the cluster's 2 free" not in said.read_text():
+            time.sleep(0.1)
+        ray.kill(other)
+
+    with said.open("w", buffering=1) as file:
+        ending = threading.Thread(target=end_the_other_when_it_is_said, daemon=True)
+        ending.start()
+        result = train(settings(optim={"epochs": 1}), home, Console(file=file))
+    assert not ending.is_alive()
+    assert len(result.epochs) == 1
 
 
 def test_a_loss_that_explodes_ends_the_run_as_failed_without_retries(ray_cluster: None, tmp_path: Path) -> None:
