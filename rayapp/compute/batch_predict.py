@@ -6,6 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -126,9 +127,10 @@ class _Run:
         chunks = _rows_of(self.images.part, pending).chunks
         board, line = Board(), _Line(before, sum(sizes))
         label = self.version.run_id if self.version.version is None else str(self.version.version)
-        with shown(board, console, f"predicting {sum(sizes):,} images on {self.pipeline.num_workers} workers"):
-            tables = line.watched(self.pipeline.tables(chunks, self.bundle, model_version=label), board)
-            parts = _cut(tables, [sizes[number] for number in pending])
+        before_first = f"predicting {sum(sizes):,} images on {self.pipeline.num_workers} workers"
+        predicted = self.pipeline.tables(chunks, self.bundle, model_version=label)
+        with shown(board, console, before_first), closing(predicted):
+            parts = _cut(line.watched(predicted, board), [sizes[number] for number in pending])
             count = sum((self.output.write(*part) for part in zip(pending, parts, strict=True)), Count())
         if line.problems:
             more = "; ..." if count.failed > len(line.problems) else ""

@@ -5,6 +5,7 @@ Its tasks import this file, and what it imports: neither torch nor scikit-learn,
 
 from __future__ import annotations
 
+import gc
 import logging
 import pickle
 from collections.abc import Generator, Iterator, Sequence
@@ -19,7 +20,7 @@ import ray
 import ray.data
 from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionOptions, ExecutionResources, TaskPoolStrategy
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from rayapp.errors import DataError
 from rayapp.vision.decoded import Picture, Run, decode_chunks, decode_one, read_ahead
@@ -105,6 +106,8 @@ def read_patiently(context: DataContext) -> None:
     context.enable_progress_bars = context.print_on_execution_start = False
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # warns that there are no progress bars
     logging.getLogger("ray.data._internal.execution.streaming_executor").setLevel(logging.WARNING)
+    for name in ("exceptions", "_internal.execution.streaming_executor_state"):  # print what they raise as well
+        logging.getLogger(f"ray.data.{name}").setLevel(logging.CRITICAL)
 
 
 @contextmanager
@@ -112,8 +115,12 @@ def data_errors() -> Iterator[None]:
     """Inside the with block a DataError of a task of Ray Data is one here as well."""
     try:
         yield
-    except RayTaskError as error:
-        if isinstance(error.cause, DataError):
+    except RayError as error:
+        # Ray Data drops its actors, but the frames it failed in refer to them, and so do cycles (2.60): where nobody
+        # makes garbage, as in a process that waits for Ray, they would hold their CPUs for ever
+        error.__context__ = error.__traceback__ = None
+        gc.collect()
+        if isinstance(error, RayTaskError) and isinstance(error.cause, DataError):
             raise DataError(str(error.cause).splitlines()[0]) from error  # Ray Data adds lines of its own
         raise
 

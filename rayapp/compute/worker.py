@@ -74,6 +74,8 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
     settings, board = validate(TrainSettings, config["settings"]), config["board"]
     context = ray.train.get_context()
     shard = Shard(context.get_world_rank(), context.get_world_size())
+    if shard.rank == 0:
+        board.write.remote(f"workers have started, reading {settings.data.dataset} ...")
     kind = config["device"]
     device = prepared(settings, ray.train.torch.get_device() if kind == "cuda" else torch.device(kind))
     dataset = load(settings.data, Path(config["data_folder"]))

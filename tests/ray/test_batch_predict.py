@@ -204,6 +204,43 @@ def test_a_parquet_file_that_is_gone_ends_the_run_with_a_sentence(home: Home, tm
     assert not (tmp_path / "out" / "_SUCCESS").exists()
 
 
+# Nothing is collected here, as in a process that only waits for Ray.
+FAILS = """
+import gc, sys, tempfile, time
+from pathlib import Path
+import ray
+from rayapp.compute import batch_predict as verb, inference
+from rayapp.config import Home, ImagesConfig
+from rayapp.errors import DataError
+from rayapp.settings import BatchPredictSettings, validate
+home, data, output = sys.argv[1:]
+inference.TASK_IMAGES = 16
+listed = verb.unlabelled(ImagesConfig(path=data))
+(Path(data) / "b.parquet").unlink()
+verb.unlabelled = lambda _: listed
+ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False,
+         _temp_dir=tempfile.mkdtemp(prefix="ra", dir="/tmp"))
+gc.collect()
+gc.disable()
+settings = validate(BatchPredictSettings, {"data": {"path": data}, "output": output, "batch_size": 8})
+try:
+    verb.batch_predict(settings, Home(folder=Path(home), tracking_uri=f"sqlite:///{home}/mlflow.db"))
+except DataError as error:
+    kept = error
+while ray.available_resources().get("CPU") != 2.0:
+    time.sleep(0.2)
+print(kept)
+"""
+
+
+def test_a_run_that_failed_holds_no_cpu(home: Home, tmp_path: Path) -> None:
+    """Its error and cycles held Ray Data's actors, so that whatever came next waited for ever."""
+    data = parquet_of(tmp_path / "set", images(30))
+    command = [sys.executable, "-c", FAILS, str(home.folder), str(data), str(tmp_path / "out")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert "b.parquet does not exist; check --data.path" in done.stdout, done.stderr
+
+
 def test_images_decoded_apart_for_gpus_come_out_the_same(home: Home, tmp_path: Path) -> None:
     from rayapp.compute.inference import Pipeline
 

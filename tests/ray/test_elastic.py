@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
+PATIENCE_S = 600  # for one thing to happen, on a machine that is slow and shared
 
 
 @pytest.fixture
@@ -59,7 +60,7 @@ class Training:
         return sorted(int(path.parent.name.split("_")[1]) for path in self._run.glob("checkpoint_*/digest.json"))
 
     def wait_until(self, happened: Callable[[], bool]) -> None:
-        until = time.monotonic() + 300
+        until = time.monotonic() + PATIENCE_S
         while not happened():
             assert self.process.poll() is None, self.said
             assert time.monotonic() < until, self.said
@@ -87,5 +88,5 @@ def test_a_run_grows_with_the_cluster_and_checkpoints_before_a_spot_node_goes(tw
 
     two_nodes.remove_node(spot, allow_graceful=False)
     training.wait_until(lambda: training.said.count("1 of 1..2 workers: world batch 32") == 2)
-    assert training.process.wait(timeout=300) == 0, training.said
+    assert training.process.wait(timeout=PATIENCE_S) == 0, training.said
     assert training.said.count("went on from step") >= 2
