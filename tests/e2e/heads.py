@@ -81,7 +81,7 @@ class Head:
                         with contextlib.suppress(psutil.NoSuchProcess):
                             each.kill()
 
-    def run(self, *words: str, timeout_s: float = 400) -> str:
+    def run(self, *words: str, timeout_s: float = 600) -> str:
         """stdout and stderr of a command, which must succeed."""
         done = self._done(words, timeout_s)
         return done.stdout + done.stderr

@@ -121,7 +121,7 @@ class Shell:
 
     def _run(self, *words: str) -> str:
         done = subprocess.run(
-            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=400, check=False
+            words, cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=600, check=False
         )
         assert done.returncode == 0, f"{words[-1]}\n{done.stdout}\n{done.stderr[-3000:]}"
         return done.stdout

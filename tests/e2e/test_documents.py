@@ -65,7 +65,7 @@ def shell(tmp_path: Path) -> Iterator[Shell]:
     shell.close()
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_commands_of_the_readme_do_what_it_says(shell: Shell) -> None:
     printed = {}
     for line in commands(README):
@@ -87,7 +87,7 @@ def test_pages_on_jobs_and_training_only_repeat_what_is_typed_somewhere() -> Non
                 assert line in typed or line == "rayapp train --data.dataset digits --compute.num_workers 2", line
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 def test_the_commands_of_the_page_on_tuning_do_what_it_says_with_fewer_trials(shell: Shell) -> None:
     printed = []
     for line in commands(TUNING):

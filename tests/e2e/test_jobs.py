@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 
 from tests.e2e.heads import ROOT, Head, free_ports, json_line, started_head
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.cluster]
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster]
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +57,7 @@ def test_a_job_with_a_wrong_setting_fails_with_the_sentence_in_its_log(head: Hea
 
 
 def served_version(port: int) -> str:
-    until = time.monotonic() + 240
+    until = time.monotonic() + 600
     while True:
         with contextlib.suppress(httpx.HTTPError):
             answer = httpx.post(f"http://127.0.0.1:{port}/get_model_info", timeout=5)
@@ -73,7 +73,7 @@ def test_F44_a_sweep_as_a_job_goes_on_on_another_head_after_its_own_was_killed(t
     trials = tmp_path / "sweeps/killed/trials.json"
     with started_head(tmp_path) as first:
         first.run("ray", "job", "submit", "--no-wait", "--working-dir", ".", "--", "python", *words)
-        until = time.monotonic() + 300
+        until = time.monotonic() + 600
         while not trials.exists() or len(ended(trials)) < 3:
             assert time.monotonic() < until, "the job does not search"
             time.sleep(0.1)

@@ -31,7 +31,7 @@ from rayapp.errors import ConfigError, TrainingError
 from rayapp.registry.models import Registry
 from rayapp.settings import TuneSettings, validate
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(1500)
 SPACE = {"optim.lr": {"log_uniform": [0.01, 2.0]}, "optim.momentum": {"uniform": [0.5, 0.99]}}
 
 
