@@ -112,7 +112,7 @@ def read_patiently(context: DataContext) -> None:
 
 @contextmanager
 def data_errors() -> Iterator[None]:
-    """Inside the with block a DataError of a task of Ray Data is one here as well."""
+    """Inside the with block a DataError of a task of Ray Data is one here as well; and an error leaves no actors."""
     try:
         yield
     except RayError as error:

@@ -30,6 +30,7 @@ from rayapp.vision.bundle import Bundle
 from rayapp.vision.predictor import Predictor
 from rayapp.vision.unlabelled import unlabelled
 from tests.contract.tiny import CLASSES, encoded, picture, write_tiny_bundle
+from tests.ray.program import last_line
 from tests.s3 import s3_server
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
@@ -206,9 +207,8 @@ def test_a_parquet_file_that_is_gone_ends_the_run_with_a_sentence(home: Home, tm
 
 # Nothing is collected here, as in a process that only waits for Ray.
 FAILS = """
-import gc, sys, tempfile, time
+import gc, sys, time
 from pathlib import Path
-import ray
 from rayapp.compute import batch_predict as verb, inference
 from rayapp.config import Home, ImagesConfig
 from rayapp.errors import DataError
@@ -218,8 +218,6 @@ inference.TASK_IMAGES = 16
 listed = verb.unlabelled(ImagesConfig(path=data))
 (Path(data) / "b.parquet").unlink()
 verb.unlabelled = lambda _: listed
-ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False,
-         _temp_dir=tempfile.mkdtemp(prefix="ra", dir="/tmp"))
 gc.collect()
 gc.disable()
 settings = validate(BatchPredictSettings, {"data": {"path": data}, "output": output, "batch_size": 8})
@@ -236,9 +234,8 @@ print(kept)
 def test_a_run_that_failed_holds_no_cpu(home: Home, tmp_path: Path) -> None:
     """Its error and cycles held Ray Data's actors, so that whatever came next waited for ever."""
     data = parquet_of(tmp_path / "set", images(30))
-    command = [sys.executable, "-c", FAILS, str(home.folder), str(data), str(tmp_path / "out")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
-    assert "b.parquet does not exist; check --data.path" in done.stdout, done.stderr
+    said = last_line(FAILS, str(home.folder), str(data), str(tmp_path / "out"))
+    assert "b.parquet does not exist; check --data.path" in said
 
 
 def test_images_decoded_apart_for_gpus_come_out_the_same(home: Home, tmp_path: Path) -> None:

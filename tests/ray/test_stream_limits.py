@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from rayapp.errors import ConfigError
 from rayapp.vision.parts import Part
 from rayapp.vision.preprocess import PreprocessSpec
 from tests.ray.numbered import KINDS, STILL, numbered, numbers, parquet_set, part_of, streamed
+from tests.ray.program import last_line
 from tests.s3 import s3_server
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
@@ -61,21 +59,14 @@ def test_too_little_memory_for_a_batch_is_said(part: Part) -> None:
 def in_process(code: str, *arguments: str, environment: dict[str, str] | None = None) -> dict[str, Any]:
     """What a program with a cluster of its own prints in its last line."""
     start = """
-import json, sys, tempfile
+import json, sys
 from pathlib import Path
-import numpy as np, ray, torch
+import numpy as np, torch
 from rayapp.config import DataConfig
 from rayapp.vision.datasets import load
 from tests.ray.numbered import STILL, numbers, streamed
-ray.init("local", num_cpus=2, include_dashboard=False, object_store_memory=80 * 2**20, log_to_driver=False,
-         _temp_dir=tempfile.mkdtemp(prefix="ra", dir="/tmp"))
 """
-    command = [sys.executable, "-c", start + code, *arguments]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | (environment or {}), timeout=200, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(last_line(start + code, *arguments, environment=environment))
     return found
 
 
