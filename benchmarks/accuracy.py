@@ -31,13 +31,13 @@ from torch import Tensor
 
 from benchmarks.cifar10 import IMAGE_PX, MEAN, NUM_CLASSES, STD, read_images, split
 from benchmarks.recipes import Recipe
+from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError, RayAppError
 from rayapp.vision.augment import Augment
-from rayapp.vision.batches import Batch, ResidentBatches
+from rayapp.vision.loaders import Batch, ResidentBatches
 from rayapp.vision.loop import EpochReport, evaluate, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import Classifier, build_model
-from rayapp.vision.preprocess import Images
 from rayapp.vision.state import TrainState
 
 VALIDATION_BATCH = 1000

@@ -18,7 +18,7 @@ import numpy as np
 import orjson
 
 from rayapp.errors import RayAppError
-from rayapp.serve.contract import prediction
+from rayapp.serve.asgi import prediction
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.predictor import Predictor
 

@@ -17,19 +17,19 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rayapp.config import Home
-from rayapp.settings import TrainSettings, load
-from rayapp.vision import datasets
+from rayapp.config.commands import TrainSettings, load
+from rayapp.config.train import Home
+from rayapp.data import datasets
+from rayapp.data.preprocess import Images
 from rayapp.vision.augment import Augment
-from rayapp.vision.batches import ResidentBatches, Shard
+from rayapp.vision.loaders import ResidentBatches, Shard
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import resolve_device
-from rayapp.vision.preprocess import Images
 from rayapp.vision.state import TrainState
 
-VALIDATION_BATCH = 512  # as in rayapp/compute/worker.py
+VALIDATION_BATCH = 512  # as in rayapp/train/worker.py
 
 
 def main() -> None:

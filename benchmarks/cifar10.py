@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from rayapp.data.preprocess import Images, PreprocessSpec
 from rayapp.errors import DataError
-from rayapp.vision.preprocess import Images, PreprocessSpec
 
 IMAGE_PX, NUM_CLASSES = 32, 10
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of the training images, in units of 0-1

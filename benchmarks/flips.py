@@ -32,7 +32,7 @@ from benchmarks.peers.network import build_model
 from benchmarks.servers import Site
 from benchmarks.serving import expected, picture
 from rayapp.errors import RayAppError
-from rayapp.registry.names import ModelVersion
+from rayapp.registry.uris import ModelVersion
 from rayapp.vision.bundle import GRAPH
 
 NUM_VERSIONS, NUM_IMAGES = 3, 16

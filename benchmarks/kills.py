@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import conditions
-from rayapp.compute.checkpoints import DIGEST, Checkpoints
+from rayapp.train.checkpoints import DIGEST, Checkpoints
 
 RECIPE: dict[str, Any] = {
     "data": {"dataset": "digits"},

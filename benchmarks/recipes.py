@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from rayapp.config import AugmentConfig, ModelConfig, OptimConfig, Section
+from rayapp.config.train import AugmentConfig, ModelConfig, OptimConfig, Section
 from rayapp.errors import ConfigError
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 import httpx
 import psutil
 
-from rayapp.config import Home
+from rayapp.config.train import Home
 from rayapp.errors import RayAppError
 from rayapp.registry.models import Registry
-from rayapp.registry.names import ModelVersion
 from rayapp.registry.tracking import Tracker
+from rayapp.registry.uris import ModelVersion
 
 ROOT = Path(__file__).resolve().parents[1]
 START_S = 120.0  # longest wait for the first answer

@@ -27,9 +27,9 @@ from rich.console import Console
 from benchmarks import commands, conditions, training
 from benchmarks import tuning_report as report
 from benchmarks.tuning_report import Measured
-from rayapp.config import DataConfig
+from rayapp.config.train import DataConfig
+from rayapp.data import datasets
 from rayapp.errors import RayAppError
-from rayapp.vision import datasets
 
 SEARCH, OPTUNA = "search", "optuna"
 TRIALS = {SEARCH: 100, OPTUNA: 20}

@@ -12,9 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from rayapp import __version__
-from rayapp.config import Home
-from rayapp.errors import ConfigError, RayAppError, did_you_mean
-from rayapp.settings import (
+from rayapp.config.commands import (
     BatchPredictSettings,
     DemoSettings,
     DoctorSettings,
@@ -29,6 +27,8 @@ from rayapp.settings import (
     TuneSettings,
     load,
 )
+from rayapp.config.train import Home
+from rayapp.errors import ConfigError, RayAppError, did_you_mean
 
 
 @dataclass(frozen=True)

@@ -16,19 +16,19 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from rayapp.cluster import ray_cluster
-from rayapp.compute.runs import driver_imports
-from rayapp.compute.train import Trained, train
-from rayapp.config import ComputeConfig, DataConfig, Home, OptimConfig, ServeArgs
+from rayapp.config.commands import DemoSettings, DoctorSettings, EvaluateSettings, PromoteSettings, TrainSettings
+from rayapp.config.train import ComputeConfig, DataConfig, Home, OptimConfig, ServeArgs
+from rayapp.data.datasets import load
 from rayapp.doctor import examine
 from rayapp.errors import ConfigError, RayAppError
 from rayapp.predict import ask_server, predict_bytes
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry
 from rayapp.registry.promotion import promote
+from rayapp.runtime.start import ray_cluster
 from rayapp.serve.app import start, stop
-from rayapp.settings import DemoSettings, DoctorSettings, EvaluateSettings, PromoteSettings, TrainSettings
-from rayapp.vision.datasets import load
+from rayapp.train.driver import Trained, train
+from rayapp.train.record import driver_imports
 from rayapp.vision.predictor import Predictor
 
 FOLDER = ".rayapp-demo"

@@ -22,9 +22,9 @@ from typing import Any, Literal
 from urllib.parse import urlsplit, urlunsplit
 
 import rayapp
-from rayapp.config import Home, ray_address
+from rayapp.config.commands import DoctorSettings
+from rayapp.config.train import Home, ray_address
 from rayapp.errors import RayAppError
-from rayapp.settings import DoctorSettings
 
 Status = Literal["ok", "warn", "fail"]
 GB = 1e9

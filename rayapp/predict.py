@@ -8,11 +8,11 @@ from typing import Any
 import httpx
 import numpy as np
 
-from rayapp.config import Home, api_key
+from rayapp.config.commands import PredictSettings
+from rayapp.config.train import Home, api_key
 from rayapp.errors import DataError, ImageError, RequestError
 from rayapp.registry.models import Registry
-from rayapp.serve.contract import prediction
-from rayapp.settings import PredictSettings
+from rayapp.serve.asgi import prediction
 from rayapp.vision.predictor import Predictor
 
 Prediction = dict[str, Any]

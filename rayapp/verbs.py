@@ -9,9 +9,7 @@ from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
 
-from rayapp.config import Home
-from rayapp.errors import ConfigError
-from rayapp.settings import (
+from rayapp.config.commands import (
     BatchPredictSettings,
     DemoSettings,
     DoctorSettings,
@@ -24,22 +22,24 @@ from rayapp.settings import (
     TrainSettings,
     TuneSettings,
 )
+from rayapp.config.train import Home
+from rayapp.errors import ConfigError
 
 Json = dict[str, Any]
 
 
 def train(settings: TrainSettings, home: Home) -> Json:
     """The trained model, or with dry_run what would be trained."""
-    from rayapp.compute.train import dry_run
-    from rayapp.compute.train import train as run
+    from rayapp.train.driver import dry_run
+    from rayapp.train.driver import train as run
 
     return dry_run(settings, home) if settings.dry_run else run(settings, home, _console()).as_json()
 
 
 def tune(settings: TuneSettings, home: Home) -> Json:
     """What a sweep found; with results what it has found so far, with clean what was removed."""
-    from rayapp.compute import tune as tuning
-    from rayapp.compute.tuned import show
+    from rayapp.tune import driver as tuning
+    from rayapp.tune.result import show
 
     if settings.results:
         tuned = tuning.results(home, settings.results)
@@ -145,7 +145,7 @@ def predict(settings: PredictSettings, home: Home) -> Json | None:
 
 def batch_predict(settings: BatchPredictSettings, home: Home) -> Json:
     """What was predicted, and where it lies."""
-    from rayapp.compute.batch_predict import batch_predict as run
+    from rayapp.batch.driver import batch_predict as run
 
     return run(settings, home, _console()).as_json()
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from torch import nn
 
 from benchmarks.peers.network import CIFAR10_CLASSES, IMAGE_PX, IMAGENET_MEAN, IMAGENET_STD
-from rayapp.config import DataConfig, ModelConfig
+from rayapp.config.train import DataConfig, ModelConfig
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.vision.bundle import Bundle, Manifest, write_bundle
 from rayapp.vision.models import Classifier
-from rayapp.vision.preprocess import PreprocessSpec
 
 
 def export(backbone: nn.Module, folder: Path) -> Bundle:

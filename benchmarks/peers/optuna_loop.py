@@ -28,18 +28,18 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from rayapp.config import AugmentConfig, DataConfig, Home, ModelConfig, OptimConfig
+from rayapp.config.train import AugmentConfig, DataConfig, Home, ModelConfig, OptimConfig
+from rayapp.data import datasets
+from rayapp.data.preprocess import Images
 from rayapp.errors import TrainingError
-from rayapp.vision import datasets
 from rayapp.vision.augment import Augment
-from rayapp.vision.batches import ResidentBatches
+from rayapp.vision.loaders import ResidentBatches
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import build_model
-from rayapp.vision.preprocess import Images
 from rayapp.vision.state import TrainState
 
-VALIDATION_BATCH = 512  # as in rayapp/compute/worker.py
+VALIDATION_BATCH = 512  # as in rayapp/train/worker.py
 STUDY = "peer"
 
 

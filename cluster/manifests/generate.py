@@ -1,4 +1,4 @@
-"""Writes the manifests that follow from something else: serve_configs/, cluster/versions.env, rayapp/serve/proxy.py.
+"""Writes the manifests that follow from something else: serve_configs/, cluster/versions.env, rayapp/serve/haproxy.py.
 
     python3 cluster/manifests/generate.py           # writes them
     python3 cluster/manifests/generate.py --check   # exit 1 and their names where what is committed differs

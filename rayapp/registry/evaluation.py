@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayapp.config import Home
+from rayapp.config.commands import EvaluateSettings
+from rayapp.config.train import Home
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import Tracker
-from rayapp.settings import EvaluateSettings
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.evaluate import Report, dataset_of, evaluate_bundle
 from rayapp.vision.predictor import Predictor

@@ -14,10 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayapp.config import REGISTERED_MODEL
+from rayapp.config.train import REGISTERED_MODEL
 from rayapp.errors import BundleError, RegistryError
 from rayapp.registry.flavour import FILES, write_model
-from rayapp.registry.names import (
+from rayapp.registry.tracking import connected
+from rayapp.registry.uris import (
     CHALLENGER,
     CHAMPION,
     ModelVersion,
@@ -29,7 +30,6 @@ from rayapp.registry.names import (
     search,
     version_of,
 )
-from rayapp.registry.tracking import connected
 from rayapp.vision.bundle import Bundle
 
 if TYPE_CHECKING:

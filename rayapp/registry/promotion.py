@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from rayapp.config import REGISTERED_MODEL
+from rayapp.config.commands import PromoteSettings, RollbackSettings
+from rayapp.config.train import REGISTERED_MODEL
 from rayapp.errors import PromotionRefused, RegistryError
 from rayapp.registry.models import Registry
-from rayapp.registry.names import CHAMPION, ModelVersion
-from rayapp.settings import PromoteSettings, RollbackSettings
+from rayapp.registry.uris import CHAMPION, ModelVersion
 
 Outcome = Literal["promoted", "forced", "rolled back"]
 PREVIOUS_TAG = "previous_champion"

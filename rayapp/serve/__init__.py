@@ -1,1 +1,1 @@
-"""Ray Serve: answers requests with a bundle. Never imports compute/ or training code."""
+"""Ray Serve: answers requests with a bundle. Never imports data sets or training."""

@@ -25,24 +25,24 @@ from ray.serve.handle import DeploymentHandle
 from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
-from rayapp.cluster import ray_cluster
-from rayapp.config import Home, ServeArgs, ray_address
+from rayapp.config.commands import ServeSettings
+from rayapp.config.train import Home, ServeArgs, ray_address
 from rayapp.errors import BundleError, ConfigError, RayAppError, RegistryUnavailable
 from rayapp.registry.models import Registry
-from rayapp.registry.names import ModelVersion
+from rayapp.registry.uris import ModelVersion
+from rayapp.runtime.start import ray_cluster
 from rayapp.serve import request_log
-from rayapp.serve.contract import build_app
+from rayapp.serve.asgi import build_app
+from rayapp.serve.auth import ApiKeys
 from rayapp.serve.coordinator import DEPLOYMENT, ENVIRONMENT, REPLICAS, Coordinator, RayFleet, champion_of
 from rayapp.serve.follower import Follower, first_served
-from rayapp.serve.keys import ApiKeys
+from rayapp.serve.haproxy import controller_env, private_haproxy, replica_env
 from rayapp.serve.last_served import LastServed
 from rayapp.serve.logs import Logs
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.process import log_to_stderr
-from rayapp.serve.proxy import controller_env, private_haproxy, replica_env
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, Serving
-from rayapp.settings import ServeSettings
 from rayapp.vision.predictor import resolve_device
 
 APPLICATION = "rayapp-serve"  # not the name in serve_configs/: on a shared cluster that one must not be replaced

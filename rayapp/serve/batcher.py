@@ -12,8 +12,8 @@ from time import perf_counter
 
 import numpy as np
 
+from rayapp.data.preprocess import UInt8Array
 from rayapp.vision.predictor import Float32Array, Predictor
-from rayapp.vision.preprocess import UInt8Array
 
 
 @dataclass(eq=False, slots=True)

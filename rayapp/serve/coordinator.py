@@ -16,9 +16,9 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from rayapp.config import Home, ServeArgs
-from rayapp.registry.names import ModelVersion, parse, resolve
+from rayapp.config.train import Home, ServeArgs
 from rayapp.registry.tracking import connected
+from rayapp.registry.uris import ModelVersion, parse, resolve
 from rayapp.serve.process import log_to_stderr
 from rayapp.serve.rollout import Refusal, Rollout, Serving, outcome
 

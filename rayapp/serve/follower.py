@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from rayapp.config import ServeArgs
+from rayapp.config.train import ServeArgs
 from rayapp.errors import BundleError, RegistryError
 from rayapp.registry.models import Registry
-from rayapp.registry.names import ModelVersion
+from rayapp.registry.uris import ModelVersion
 from rayapp.serve.last_served import LastServed
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica, Served

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from rayapp.registry.names import ModelVersion
+from rayapp.registry.uris import ModelVersion
 
 VERSION = TypeAdapter(ModelVersion)
 log = logging.getLogger(__name__)

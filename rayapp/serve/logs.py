@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import TextIO
 
-from rayapp.config import ServeArgs
+from rayapp.config.train import ServeArgs
 from rayapp.serve.access_log import AccessLog, request_id
-from rayapp.serve.calls import Answer, Call
+from rayapp.serve.messages import Answer, Call
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Predicted
 from rayapp.serve.request_log import Record, RequestLog

@@ -17,13 +17,13 @@ from functools import cached_property
 from time import perf_counter
 from typing import Any, TypeVar
 
-from rayapp.config import ServeArgs
+from rayapp.config.train import ServeArgs
+from rayapp.data.preprocess import PreprocessSpec, UInt8Array, peek_image
 from rayapp.errors import ImageError, RequestError
-from rayapp.registry.names import ModelVersion
+from rayapp.registry.uris import ModelVersion
 from rayapp.serve.batcher import Batcher
 from rayapp.serve.metrics import Metrics
 from rayapp.vision.predictor import Float32Array, Predictor
-from rayapp.vision.preprocess import PreprocessSpec, UInt8Array, peek_image
 
 REQUEST_PIXELS = 10  # images of the largest size that a request may hold: more would keep a thread for minutes
 MAX_DECODERS = 4  # threads; each may hold one decoded image of max_image_pixels

@@ -14,9 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
-from rayapp.config import ServeArgs
+from rayapp.config.train import ServeArgs
 from rayapp.errors import RayAppError, RegistryUnavailable
-from rayapp.registry.names import ModelVersion
+from rayapp.registry.uris import ModelVersion
 
 RESOLVE_TIMEOUT_S = 4.0  # longer than a registry takes to say that it is there
 MAX_RETRY_S = 60.0  # between two attempts at a version that fails; the alias itself is looked at every poll_s

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from rayapp.config import AugmentConfig
+from rayapp.config.train import AugmentConfig
 
 GREY = 128
 # The list of RandAugment (Cubuk et al. 2019, arXiv 1909.13719, section 3) without equalize and autocontrast, which

@@ -29,10 +29,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from rayapp.config import DataConfig, ModelConfig
+from rayapp.config.train import DataConfig, ModelConfig
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import BundleError
 from rayapp.vision.models import Classifier, blank_model
-from rayapp.vision.preprocess import PreprocessSpec
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, GRAPH = "manifest.json", "weights.safetensors", "model.onnx"

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rayapp.config import DataConfig
+from rayapp.config.train import DataConfig
+from rayapp.data.datasets import Dataset, load
+from rayapp.data.preprocess import Images
 from rayapp.errors import DataError
 from rayapp.vision.bundle import Bundle
-from rayapp.vision.datasets import Dataset, load
 from rayapp.vision.metrics import Scores, score
 from rayapp.vision.plots import plot_calibration, plot_classes, plot_confusion
 from rayapp.vision.predictor import Float32Array, Predictor
-from rayapp.vision.preprocess import Images
 
 SplitName = Literal["test", "validation"]
 

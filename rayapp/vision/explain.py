@@ -23,11 +23,11 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from rayapp.data.preprocess import UInt8Array, to_rgb
 from rayapp.errors import BundleError
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.models import Classifier
 from rayapp.vision.predictor import Float32Array
-from rayapp.vision.preprocess import UInt8Array, to_rgb
 
 LAST_PX, FINE_PX = 2, 7  # fewest cells a side: of a map that says where at all, and of the last one for 224x224 images
 MIN_SIDE_PX, MAX_SIDE_PX = 224, 512  # of the picture that people look at, its longer side

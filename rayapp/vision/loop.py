@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayapp.config import OptimConfig
+from rayapp.config.train import OptimConfig
 from rayapp.errors import TrainingError
-from rayapp.vision.batches import Batch, Batches, mixed_seed
+from rayapp.vision.loaders import Batch, Batches, mixed_seed
 from rayapp.vision.metrics import Means, MetricSums
 from rayapp.vision.models import set_frozen, train_mode
 from rayapp.vision.state import TrainState, average_norm_statistics

@@ -10,7 +10,7 @@ import torch
 import torchvision.models as tv
 from torch import Tensor, nn
 
-from rayapp.config import ModelConfig
+from rayapp.config.train import ModelConfig
 from rayapp.errors import ConfigError, did_you_mean
 from rayapp.vision.resnet9 import ResNet9
 

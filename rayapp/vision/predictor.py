@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayapp.config import Device
+from rayapp.config.train import Device
+from rayapp.data.preprocess import UInt8Array
 from rayapp.errors import ConfigError
 from rayapp.vision.bundle import GRAPH, Bundle, onnx_session
-from rayapp.vision.preprocess import UInt8Array
 
 Float32Array = NDArray[np.float32]
 

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rayapp.config import OptimConfig
+from rayapp.config.train import OptimConfig
 from rayapp.errors import TrainingError
-from rayapp.vision.batches import Batches
+from rayapp.vision.loaders import Batches
 from rayapp.vision.metrics import Means, MetricSums
 
 REFERENCE_BATCH = 256  # the world batch that OptimConfig.lr is meant for

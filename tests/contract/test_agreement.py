@@ -8,9 +8,9 @@ import httpx
 import numpy as np
 import pytest
 
-from rayapp.config import DataConfig
+from rayapp.config.train import DataConfig
+from rayapp.data.datasets import load
 from rayapp.predict import Prediction, ask_server, predict_bytes
-from rayapp.vision.datasets import load
 from rayapp.vision.evaluate import predict_all
 from tests.contract.tiny import SIDE_PX, client_of, encoded, picture, tiny_served
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from httpx import Client, Response
 
-from rayapp.serve.contract import build_app, prediction
+from rayapp.data.preprocess import UInt8Array
+from rayapp.serve.asgi import build_app, prediction
 from rayapp.serve.logs import Logs
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica, Served
 from rayapp.vision.predictor import Predictor
-from rayapp.vision.preprocess import UInt8Array
 from tests.contract import tiny
 from tests.contract.tiny import CLASSES, encoded, listening, picture, quick_args, tiny_version, write_tiny_bundle
 

@@ -15,8 +15,8 @@ import pytest
 from httpx import Client, Response
 from PIL import Image
 
+from rayapp.data.preprocess import UInt8Array
 from rayapp.serve.replica import Served
-from rayapp.vision.preprocess import UInt8Array
 from tests.contract.tiny import client_of, encoded, picture, tiny_served, tiny_version
 
 UNEXPECTED = {"error": "An unexpected error has occurred, please check the server log."}

@@ -20,13 +20,13 @@ from httpx import Client, Response
 from PIL import Image
 from safetensors.torch import save_file
 
-from rayapp.serve import explanations
+from rayapp.data.preprocess import open_image
+from rayapp.serve import explain as explanations
 from rayapp.serve.replica import Served
 from rayapp.vision.bundle import MANIFEST, WEIGHTS, Bundle, file_digest
 from rayapp.vision.explain import Explainer, overlay
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor
-from rayapp.vision.preprocess import open_image
 from tests.contract.test_canary import eventually, model, pair_of_clients, serving, version
 from tests.contract.tiny import CLASSES, SIDE_PX, encoded, picture, tiny_version, write_tiny_bundle
 

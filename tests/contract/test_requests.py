@@ -13,7 +13,7 @@ import pytest
 from httpx import Client, Response
 from PIL import Image
 
-from rayapp.serve.contract import prediction
+from rayapp.serve.asgi import prediction
 from tests.contract.tiny import CLASSES, SIDE_PX, client_of, encoded, picture, tiny_served
 
 HEALTH = {"status": "healthy", "service": "mlflow_vision_classifier"}

@@ -23,15 +23,15 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from starlette.types import ASGIApp
 
-from rayapp.config import DataConfig, ModelConfig, ServeArgs
+from rayapp.config.train import DataConfig, ModelConfig, ServeArgs
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import RegistryError, RegistryUnavailable
-from rayapp.registry.names import ModelVersion
-from rayapp.serve.contract import build_app
+from rayapp.registry.uris import ModelVersion
+from rayapp.serve.asgi import build_app
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica, Served
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest
 from rayapp.vision.predictor import Predictor
-from rayapp.vision.preprocess import PreprocessSpec
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
 SIDE_PX = 32

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from rayapp.serve.proxy import HAPROXY_ENV
+from rayapp.serve.haproxy import HAPROXY_ENV
 from tests.deploy import manifest_rules as rules
 from tests.deploy.manifests import (
     ENVIRONMENTS,

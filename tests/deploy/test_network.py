@@ -73,7 +73,7 @@ def test_load_balancers_have_tls_and_the_dashboard_is_internal(environment: str)
 def test_the_public_sees_the_contract_and_no_metrics():
     (rule,) = the("Ingress", "api", rendered("prod"))["spec"]["rules"]
     paths = {entry["path"] for entry in rule["http"]["paths"]}
-    source = (ROOT / "rayapp/serve/contract.py").read_text(encoding="utf-8")
+    source = (ROOT / "rayapp/serve/asgi.py").read_text(encoding="utf-8")
 
     assert rule["host"] == "api.example.org"
     assert {entry["pathType"] for entry in rule["http"]["paths"]} == {"Exact"}

@@ -19,7 +19,7 @@ import psutil
 import pytest
 import yaml
 
-from rayapp.serve.proxy import private_haproxy
+from rayapp.serve.haproxy import private_haproxy
 from tests.contract.tiny import encoded, picture
 from tests.deploy.manifests import Json, rendered, the
 from tests.e2e.heads import Head, free_ports, started_head

@@ -16,7 +16,7 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Dialog, Page, ViewportSize, expect, sync_playwright
 
-from rayapp.config import ModelConfig
+from rayapp.config.train import ModelConfig
 from rayapp.serve.replica import Served
 from rayapp.vision.bundle import write_bundle
 from rayapp.vision.models import build_model

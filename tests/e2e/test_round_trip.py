@@ -11,18 +11,18 @@ import pytest
 import torch
 from torchvision import datasets as tv
 
-from rayapp.config import AugmentConfig, DataConfig, DatasetName, ModelConfig, OptimConfig
+from rayapp.config.train import AugmentConfig, DataConfig, DatasetName, ModelConfig, OptimConfig
+from rayapp.data.datasets import SOURCES, Dataset, DatasetInfo, load
+from rayapp.data.preprocess import Images
 from rayapp.vision.augment import Augment
-from rayapp.vision.batches import ResidentBatches
 from rayapp.vision.bundle import Bundle, Manifest, write_bundle
-from rayapp.vision.datasets import SOURCES, Dataset, DatasetInfo, load
+from rayapp.vision.loaders import ResidentBatches
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.models import ARCHITECTURES, Classifier, build_model
 from rayapp.vision.predictor import Predictor
-from rayapp.vision.preprocess import Images
 from rayapp.vision.state import TrainState
-from tests.unit.vision.pictures import write_folder, write_parquet
-from tests.unit.vision.test_downloads import Server, serve_cifar, serve_fashion_mnist, server  # noqa: F401 - a fixture
+from tests.support.images import write_folder, write_parquet
+from tests.unit.data.test_torchvision_sets import Server, serve_cifar, serve_fashion_mnist, server  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
 NUM_IMAGES = 24

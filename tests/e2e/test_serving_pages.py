@@ -20,7 +20,7 @@ import torch
 import yaml
 from PIL import Image
 
-from rayapp.config import Home, ModelConfig, ServeArgs
+from rayapp.config.train import Home, ModelConfig, ServeArgs
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
 from rayapp.serve.metrics import Metrics

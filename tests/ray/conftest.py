@@ -23,7 +23,7 @@ def ray_cluster() -> Iterator[None]:
         object_store_memory=80 * 2**20,
         log_to_driver=False,
         _temp_dir=folder,
-        _system_config={"worker_niceness": 0},  # as rayapp/cluster.py says
+        _system_config={"worker_niceness": 0},  # as rayapp/runtime/start.py says
     )
     yield
     held = what_holds_a_cpu(patience_s=60)

@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from rayapp.config import DataConfig
+from rayapp.config.train import DataConfig
+from rayapp.data.chunks import Part
+from rayapp.data.datasets import load
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.vision.augment import Augment
-from rayapp.vision.batches import Batch, Shard
-from rayapp.vision.datasets import load
-from rayapp.vision.parts import Part
-from rayapp.vision.preprocess import PreprocessSpec
+from rayapp.vision.loaders import Batch, Shard
 
 CPU = torch.device("cpu")
 SPEC = PreprocessSpec(height_px=8, width_px=8)
@@ -65,7 +65,7 @@ def part_of(kind: str, path: str, home: Path) -> Part:
 
 
 def streamed(part: Part, *, rank: int = 0, world: int = 1, **options: Any):  # type: ignore[no-untyped-def]
-    from rayapp.compute.streams import StreamedBatches
+    from rayapp.train.streaming import StreamedBatches
 
     defaults: dict[str, Any] = {"batch_size": 10, "preprocess": SPEC, "memory_bytes": 64 * 2**20, "on_error": "fail"}
     return StreamedBatches(part, device=CPU, shard=Shard(rank, world), **(defaults | options))

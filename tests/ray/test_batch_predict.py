@@ -21,14 +21,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayapp.config import Home, ImagesConfig
+from rayapp.config.commands import BatchPredictSettings, validate
+from rayapp.config.train import Home, ImagesConfig
+from rayapp.data.unlabelled import unlabelled
 from rayapp.errors import ConfigError, DataError, RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
-from rayapp.settings import BatchPredictSettings, validate
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.predictor import Predictor
-from rayapp.vision.unlabelled import unlabelled
 from tests.contract.tiny import CLASSES, encoded, picture, write_tiny_bundle
 from tests.ray.program import last_line
 from tests.s3 import s3_server
@@ -52,7 +52,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
 @pytest.fixture(autouse=True)
 def small_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """These few images would be one task and one part."""
-    from rayapp.compute import batch_predict, inference, predictions
+    from rayapp.batch import driver as batch_predict
+    from rayapp.batch import output as predictions
+    from rayapp.batch import pipeline as inference
 
     monkeypatch.setattr(inference, "TASK_IMAGES", 16)
     monkeypatch.setattr(batch_predict, "PART_IMAGES", 40)
@@ -93,7 +95,7 @@ def settings(data: Path, output: Path, /, **more: Any) -> BatchPredictSettings:
 
 def predict(home: Home, data: Path, output: Path, /, **more: Any) -> tuple[dict[str, Any], str]:
     """The result, and what was said."""
-    from rayapp.compute.batch_predict import batch_predict
+    from rayapp.batch.driver import batch_predict
 
     said = io.StringIO()
     result = batch_predict(settings(data, output, **more), home, Console(file=said, width=200))
@@ -175,7 +177,7 @@ def test_an_image_that_cannot_be_decoded_is_a_row_that_says_why(
 
 
 def test_a_file_that_is_gone_or_shut_is_a_row_that_says_so(home: Home, tmp_path: Path, monkeypatch: Any) -> None:
-    from rayapp.compute import batch_predict
+    from rayapp.batch import driver as batch_predict
 
     data = folder_of(tmp_path / "set", images(30))
     listed = unlabelled(ImagesConfig(path=str(data)))
@@ -194,7 +196,7 @@ def test_a_file_that_is_gone_or_shut_is_a_row_that_says_so(home: Home, tmp_path:
 
 
 def test_a_parquet_file_that_is_gone_ends_the_run_with_a_sentence(home: Home, tmp_path: Path, monkeypatch: Any) -> None:
-    from rayapp.compute import batch_predict
+    from rayapp.batch import driver as batch_predict
 
     data = parquet_of(tmp_path / "set", images(30))
     listed = unlabelled(ImagesConfig(path=str(data)))
@@ -209,10 +211,10 @@ def test_a_parquet_file_that_is_gone_ends_the_run_with_a_sentence(home: Home, tm
 FAILS = """
 import gc, sys, time
 from pathlib import Path
-from rayapp.compute import batch_predict as verb, inference
-from rayapp.config import Home, ImagesConfig
+from rayapp.batch import driver as verb, pipeline as inference
+from rayapp.config.train import Home, ImagesConfig
 from rayapp.errors import DataError
-from rayapp.settings import BatchPredictSettings, validate
+from rayapp.config.commands import BatchPredictSettings, validate
 home, data, output = sys.argv[1:]
 inference.TASK_IMAGES = 16
 listed = verb.unlabelled(ImagesConfig(path=data))
@@ -239,7 +241,7 @@ def test_a_run_that_failed_holds_no_cpu(home: Home, tmp_path: Path) -> None:
 
 
 def test_images_decoded_apart_for_gpus_come_out_the_same(home: Home, tmp_path: Path) -> None:
-    from rayapp.compute.inference import Pipeline
+    from rayapp.batch.pipeline import Pipeline
 
     data = parquet_of(tmp_path / "set", [*images(50), b"no image"])
     part, bundle = unlabelled(ImagesConfig(path=str(data))).part, Bundle.open(home.folder / "tiny")
@@ -254,7 +256,7 @@ def test_images_decoded_apart_for_gpus_come_out_the_same(home: Home, tmp_path: P
 
 
 def test_a_run_that_was_cut_off_goes_on_and_says_so(home: Home, tmp_path: Path, monkeypatch: Any) -> None:
-    from rayapp.compute.predictions import Output
+    from rayapp.batch.output import Output
 
     data, output, write = folder_of(tmp_path / "set", images(101)), tmp_path / "out", Output.write
 
@@ -312,7 +314,7 @@ def is_ours(process: psutil.Process) -> bool:
 
 
 def test_what_cannot_work_is_said_at_once(home: Home, tmp_path: Path) -> None:
-    from rayapp.compute.batch_predict import batch_predict
+    from rayapp.batch.driver import batch_predict
 
     data, output = folder_of(tmp_path / "set", images(3)), tmp_path / "out"
     (tmp_path / "empty").mkdir()

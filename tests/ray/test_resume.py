@@ -21,11 +21,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from rayapp.compute.checkpoints import Checkpoints
-from rayapp.compute.runs import Run
-from rayapp.config import Home
+from rayapp.config.commands import TrainSettings, validate
+from rayapp.config.train import Home
 from rayapp.errors import ConfigError, TrainingError
-from rayapp.settings import TrainSettings, validate
+from rayapp.train.checkpoints import Checkpoints
+from rayapp.train.record import Run
 
 pytestmark = pytest.mark.timeout(1500)
 # 22 optimiser steps an epoch, 2 ranks; a checkpoint every 4 of them
@@ -67,7 +67,7 @@ def assert_same_bits(one: dict, other: dict) -> None:  # type: ignore[type-arg]
 @pytest.fixture(scope="module")
 def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that nothing interrupted."""
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     return train(settings(), home_in(tmp_path_factory.mktemp("whole"))).run
 
@@ -106,7 +106,7 @@ def kill_a_worker() -> None:
 def test_F43_a_killed_worker_in_mid_epoch_changes_no_bit_of_the_result(
     ray_cluster: None, tmp_path: Path, uninterrupted: dict[str, object]
 ) -> None:
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     home = home_in(tmp_path)
     killer = when(lambda: any(step > 22 for step in steps_saved(home)), kill_a_worker)
@@ -176,7 +176,7 @@ def test_F43_a_killed_driver_whose_job_is_tried_again_changes_no_bit_of_the_resu
 def test_an_unreadable_checkpoint_is_passed_over_and_said(
     whole: Run, uninterrupted: dict[str, object], tmp_path: Path
 ) -> None:
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     home = home_in(whole.folder.parents[1])
     before, newest = Checkpoints(whole.storage, whole.name).names()
@@ -192,7 +192,7 @@ def test_an_unreadable_checkpoint_is_passed_over_and_said(
 
 
 def test_two_runs_of_one_name_are_refused(ray_cluster: None, tmp_path: Path) -> None:
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     home = home_in(tmp_path)
     run = Run("nightly", "0" * 32, "training", home.runs / "nightly", settings(name="nightly"))
@@ -226,7 +226,7 @@ def parquet_with_a_corrupt_image(folder: Path) -> Path:
 
 
 def test_what_one_rank_alone_cannot_heal_ends_all_with_its_cause(ray_cluster: None, tmp_path: Path) -> None:
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     data = {"dataset": "parquet", "path": str(parquet_with_a_corrupt_image(tmp_path / "data")), "stream": True}
     home = home_in(tmp_path)

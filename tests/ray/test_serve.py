@@ -15,11 +15,11 @@ from urllib.parse import unquote, urlparse
 import httpx
 import pytest
 
-from rayapp.config import Home, ServeArgs
+from rayapp.config.train import Home, ServeArgs
 from rayapp.errors import ConfigError, RegistryError
 from rayapp.registry.models import Registry
-from rayapp.registry.names import ModelVersion
 from rayapp.registry.tracking import Tracker
+from rayapp.registry.uris import ModelVersion
 from rayapp.serve.app import start, stop
 from rayapp.vision.bundle import GRAPH
 from tests.contract.tiny import encoded, picture, write_tiny_bundle

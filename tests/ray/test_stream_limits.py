@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
+from rayapp.data.chunks import Part
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError
-from rayapp.vision.parts import Part
-from rayapp.vision.preprocess import PreprocessSpec
 from tests.ray.numbered import KINDS, STILL, numbered, numbers, parquet_set, part_of, streamed
 from tests.ray.program import last_line
 from tests.s3 import s3_server
@@ -62,8 +62,8 @@ def in_process(code: str, *arguments: str, environment: dict[str, str] | None = 
 import json, sys
 from pathlib import Path
 import numpy as np, torch
-from rayapp.config import DataConfig
-from rayapp.vision.datasets import load
+from rayapp.config.train import DataConfig
+from rayapp.data.datasets import load
 from tests.ray.numbered import STILL, numbers, streamed
 """
     found: dict[str, Any] = json.loads(last_line(start + code, *arguments, environment=environment))
@@ -102,7 +102,7 @@ def test_a_set_of_several_times_the_memory_stays_within_it(tmp_path: Path, home:
 import threading
 import psutil
 from ray._private.internal_api import node_stats  # no public way to ask how much is pinned
-from rayapp.vision.preprocess import PreprocessSpec
+from rayapp.data.preprocess import PreprocessSpec
 
 spec = PreprocessSpec(height_px=224, width_px=224)
 part = load(DataConfig(dataset="parquet", path=sys.argv[1], image_px=224, stream=True), Path(sys.argv[2])).train

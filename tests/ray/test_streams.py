@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import Generator, Tensor
 
-from rayapp.config import AugmentConfig, DataConfig
+from rayapp.config.train import AugmentConfig, DataConfig
+from rayapp.data.chunks import Part
+from rayapp.data.datasets import load
 from rayapp.errors import DataError
 from rayapp.vision.augment import Augment
-from rayapp.vision.datasets import load
-from rayapp.vision.parts import Part
 from tests.ray.numbered import KINDS, STILL, folder_set, numbered, numbers, parquet_set, part_of, same, streamed
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
@@ -27,7 +27,7 @@ NUM_IMAGES = 211  # a prime: nothing comes out even
 @pytest.fixture(autouse=True)
 def several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """These small sets would be decoded by one task."""
-    from rayapp.compute import decoding
+    from rayapp.runtime import decode as decoding
 
     monkeypatch.setattr(decoding, "TASK_IMAGES", 24)
 

@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rayapp.compute.progress import Board
-from rayapp.config import Home
+from rayapp.config.commands import TrainSettings, validate
+from rayapp.config.train import Home
 from rayapp.errors import ConfigError
-from rayapp.settings import TrainSettings, validate
+from rayapp.runtime.progress import Board
 
 pytestmark = pytest.mark.timeout(1500)
 COMMAND = [sys.executable, "-m", "rayapp.cli", "train"]
@@ -42,7 +42,7 @@ def client(home: Home):  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="module")
 def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory):  # type: ignore[no-untyped-def]
     """One training of two workers that several tests look at, its home, and what it returned."""
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     folder = tmp_path_factory.mktemp("trained")
     home = Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
@@ -114,7 +114,7 @@ def test_F5_the_registered_bundle_is_the_best_epoch(trained) -> None:  # type: i
 
 
 def test_a_finished_run_cannot_be_resumed(trained) -> None:  # type: ignore[no-untyped-def]
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     home, result = trained
     with pytest.raises(ConfigError, match="is finished: there is nothing to resume"):
@@ -124,7 +124,7 @@ def test_a_finished_run_cannot_be_resumed(trained) -> None:  # type: ignore[no-u
 
 
 def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster: None, tmp_path: Path) -> None:
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     with pytest.raises(ConfigError, match=r"num_workers 64 needs 64 CPUs, the cluster has 2; at most 2 workers fit"):
@@ -135,7 +135,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster: None
 def test_a_full_cluster_is_waited_for_and_it_is_said(ray_cluster: None, tmp_path: Path) -> None:
     import ray
 
-    from rayapp.compute.train import train
+    from rayapp.train.driver import train
 
     other = ray.remote(num_cpus=2)(Board).remote()
     ray.get(other.reason.remote())
@@ -156,8 +156,8 @@ def test_a_full_cluster_is_waited_for_and_it_is_said(ray_cluster: None, tmp_path
 
 
 def test_a_loss_that_explodes_ends_the_run_as_failed_without_retries(ray_cluster: None, tmp_path: Path) -> None:
-    from rayapp.compute.train import train
     from rayapp.errors import TrainingError
+    from rayapp.train.driver import train
 
     home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     with pytest.raises(TrainingError, match=r"lower --optim\.lr"):
@@ -266,9 +266,9 @@ def stop(server: subprocess.Popen[bytes]) -> None:
 def test_F29_killing_mlflow_does_not_stop_training_and_resume_delivers(
     ray_cluster: None, tmp_path: Path, mlflow_server: Callable[[], tuple[str, subprocess.Popen[bytes]]]
 ) -> None:
-    from rayapp.compute import delivery
-    from rayapp.compute.train import train
     from rayapp.errors import RegistryError
+    from rayapp.train import publish as delivery
+    from rayapp.train.driver import train
 
     url, server = mlflow_server()
     home = Home(folder=tmp_path, tracking_uri=url)
@@ -300,8 +300,8 @@ def test_F29_killing_mlflow_does_not_stop_training_and_resume_delivers(
 
 
 def test_a_full_disk_keeps_the_last_good_checkpoint(ray_cluster: None, tmp_path: Path) -> None:
-    from rayapp.compute.train import train
     from rayapp.errors import TrainingError
+    from rayapp.train.driver import train
 
     small = tmp_path / "small"
     small.mkdir()

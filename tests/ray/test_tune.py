@@ -25,11 +25,11 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-from rayapp.compute.sweeps import find_sweep
-from rayapp.config import Home
+from rayapp.config.commands import TuneSettings, validate
+from rayapp.config.train import Home
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.registry.models import Registry
-from rayapp.settings import TuneSettings, validate
+from rayapp.tune.record import find_sweep
 
 pytestmark = pytest.mark.timeout(1500)
 SPACE = {"optim.lr": {"log_uniform": [0.01, 2.0]}, "optim.momentum": {"uniform": [0.5, 0.99]}}
@@ -63,7 +63,7 @@ def settings(data: Path, **sections: Any) -> TuneSettings:
 
 
 def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> Any:
-    from rayapp.compute.tune import tune as run
+    from rayapp.tune.driver import tune as run
 
     return run(settings, home, console or Console(file=io.StringIO()))
 
@@ -146,7 +146,7 @@ def test_a_budget_of_time_ends_a_sweep_with_the_best_so_far(data: Path, own_home
 def test_a_stopped_trial_that_is_slow_to_end_does_not_cost_the_next_one(tmp_path: Path) -> None:
     from ray import tune as ray_tune
 
-    from rayapp.compute.trainable import run_trial
+    from rayapp.tune.trainable import run_trial
 
     def slow(drawn: dict[str, Any]) -> None:
         try:

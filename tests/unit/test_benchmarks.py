@@ -17,7 +17,7 @@ from benchmarks.load import Answer, Client
 from benchmarks.report import BATCHES, BENTO, LIT, MANY, ONE, RAYAPP, Measured, Spread
 from benchmarks.serving import picture
 from rayapp.errors import RayAppError
-from rayapp.serve.contract import prediction
+from rayapp.serve.asgi import prediction
 from tests.contract.tiny import client_of, tiny_served
 
 WRK = """Running 5s test @ http://127.0.0.1:3000
@@ -206,7 +206,7 @@ STACKS = [
     f"{LOOP} 20",  # of 40 samples of a thread that worked for 2 s
     f"{LOOP};RequestResponseCycle.run_asgi (uvicorn/protocols/http/httptools_impl.py:422);"
     "Replica._wrap_request (ray/serve/_private/replica.py:1);dumps (json/__init__.py:1) 10",
-    f"{LOOP};_files (rayapp/serve/contract.py:5);PreprocessSpec.decode (rayapp/vision/preprocess.py:50) 10",
+    f"{LOOP};_files (rayapp/serve/asgi.py:5);PreprocessSpec.decode (rayapp/data/preprocess.py:50) 10",
     "thread (8): model_0;_worker (concurrent/futures/thread.py:83);Session.run (onnxruntime/capi/x.py:220) 30",
     "thread (9): MainThread;Worker.main_loop (ray/_private/worker.py:1069) 900",  # it slept
 ]

@@ -32,12 +32,12 @@ from benchmarks.training_report import (
     Epoch,
     Measured,
 )
-from rayapp.config import AugmentConfig, DataConfig, ModelConfig, OptimConfig
+from rayapp.config.train import AugmentConfig, DataConfig, ModelConfig, OptimConfig
+from rayapp.data import datasets
+from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError, DataError, RayAppError
 from rayapp.registry.tracking import MetricLog, Tracker
-from rayapp.vision import datasets
 from rayapp.vision.models import build_model
-from rayapp.vision.preprocess import Images
 from rayapp.vision.state import lr_factor
 
 ROOT = Path(__file__).resolve().parents[2]

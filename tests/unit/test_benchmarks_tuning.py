@@ -22,10 +22,10 @@ from benchmarks import training, tuning
 from benchmarks import tuning_report as report
 from benchmarks.peers import optuna_loop
 from benchmarks.tuning_report import Finding, Measured
+from rayapp.config.commands import TuneSettings, load
+from rayapp.config.sweep import Dimension
 from rayapp.errors import TrainingError
 from rayapp.registry.tracking import Tracker
-from rayapp.settings import TuneSettings, load
-from rayapp.sweep_config import Dimension
 
 NUM_IMAGES = 120
 

@@ -13,10 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from rayapp import config, doctor
-from rayapp.config import Home
+from rayapp import doctor
+from rayapp.config import train as config
+from rayapp.config.commands import DoctorSettings
+from rayapp.config.train import Home
 from rayapp.errors import RayAppError
-from rayapp.settings import DoctorSettings
 
 NAMES = "python packages cores memory disk home accelerator ray mlflow data port".split()  # noqa: SIM905
 Disk = namedtuple("Disk", "total used free")

@@ -1,7 +1,7 @@
-"""The arrows of the project: who may import whom, who may read the environment.
+"""The floors of the project: who may import whom, who may read the environment.
 
-The imports are read from the source, so an import inside a function counts as well. A new file needs a place in these
-lists: that is a decision, not an accident.
+The imports are read from the source, so an import inside a function counts as well. Inside a folder no order is kept by
+hand: that there are no circles says enough.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -20,12 +21,12 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [
     {"errors"},
     {"config"},
-    {"sweep_config"},
+    {"data"},
     {"vision"},
-    {"settings"},
     {"registry"},
-    {"cluster"},
-    {"compute", "serve"},
+    {"runtime"},
+    {"train", "batch", "serve"},
+    {"tune"},
     {"doctor", "predict"},
     {"demo"},
     {"verbs"},
@@ -33,28 +34,14 @@ FLOORS = [
     {"jobs"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-# Inside vision a file imports what stands left of it.
-READING = ["tree", "parts", "sources", "unlabelled", "downloads", "decoded", "datasets"]
-VISION = [
-    "preprocess",
-    *READING,
-    "augment",
-    "batches",
-    "resnet9",
-    "models",
-    "flops",
-    "metrics",
-    "state",
-    "loop",
-    "plots",
-]
-VISION += ["bundle", "predictor", "explain", "evaluate"]
 # Serving answers with a bundle alone: data sets and training stay away from it.
-SERVE_NEVER = {f"vision.{name}" for name in (*READING, "augment", "batches", "state", "loop", "plots", "evaluate")}
+SERVE_NEVER = {"data.datasets", "data.sources", "data.files", "data.cache", "data.chunks", "data.unlabelled"}
+SERVE_NEVER |= {"data.torchvision_sets"}
+SERVE_NEVER |= {f"vision.{name}" for name in ("augment", "loaders", "state", "loop", "plots", "evaluate")}
 # Who may import a library of the outer world; anyone may import the others.
 OWNERS = {
     "mlflow": {"registry"},
-    "ray": {"cluster", "compute", "serve", "doctor", "demo", "verbs", "cli"},
+    "ray": {"runtime", "train", "tune", "batch", "serve", "doctor", "demo", "verbs", "cli"},
     "starlette": {"serve"},
     "fastapi": {"serve"},
     "httpx": {"registry", "serve", "doctor", "predict", "demo"},
@@ -80,8 +67,23 @@ def violations(root: Path) -> list[str]:
             reason = _why_not(module, target)
             if reason:
                 found.append(f"{where}:{line}: {module} -> {target} is not allowed: {reason}")
-        found += [f"{where}:{line}: {what}" for line, what in _environment(tree, may_read=module == "config")]
-    return found
+        found += [f"{where}:{line}: {what}" for line, what in _environment(tree, may_read=module == "config.train")]
+    return found + _circles(root)
+
+
+def _circles(root: Path) -> list[str]:
+    """A sentence where files of rayapp/ import each other in a circle."""
+    files = {_module(path.relative_to(root)): path for path in root.glob("rayapp/**/*.py")}
+    graph: dict[str, set[str]] = {}
+    for module, path in files.items():
+        targets = {target for _, target in _imports(ast.parse(path.read_text(encoding="utf-8")), module)}
+        whole = targets | {target.rpartition(".")[0] for target in targets}
+        graph[module] = {target for target in whole if target in files and target not in (module, "")}
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return [f"rayapp: circle: {' <- '.join(error.args[1])}"]
+    return []
 
 
 def _module(path: Path) -> str:
@@ -115,22 +117,12 @@ def _why_not(module: str, target: str) -> str:
     if part == "serve" and any(f"{target}.".startswith(f"{never}.") for never in SERVE_NEVER):
         return "serving knows bundles, not data sets and training"
     if part == other:
-        return _why_not_in_vision(module, target) if part == "vision" else ""
+        return ""
     return "" if part and FLOOR_OF[other] < FLOOR_OF[part] else f"{part or 'rayapp'} stands above {other}, or beside it"
 
 
-def _why_not_in_vision(module: str, target: str) -> str:
-    names = [name.split(".")[1] for name in (module, target) if "." in name]
-    unknown = [name for name in names if name not in VISION]
-    if unknown:
-        return f"'vision.{unknown[0]}' has no place; add it to VISION in {Path(__file__).name}"
-    if len(names) < 2 or VISION.index(names[1]) >= VISION.index(names[0]):
-        return f"inside vision the order is {' < '.join(VISION)}"
-    return ""
-
-
 def _environment(tree: ast.AST, *, may_read: bool) -> Iterator[tuple[int, str]]:
-    """Uses of os.environ and its kin that are not a plain read in config.py."""
+    """Uses of os.environ and its kin that are not a plain read in config/env.py."""
     reads: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Load):
@@ -146,7 +138,7 @@ def _environment(tree: ast.AST, *, may_read: bool) -> Iterator[tuple[int, str]]:
         if node.attr in ("putenv", "unsetenv") or (node.attr == "environ" and may_read and id(node) not in reads):
             yield node.lineno, f"os.{node.attr} is written or handed on; nobody changes the environment"
         elif node.attr in ("environ", "getenv") and not may_read:
-            yield node.lineno, f"os.{node.attr} is read outside config.py; take what you need from there"
+            yield node.lineno, f"os.{node.attr} is read outside config/env.py; take what you need from there"
 
 
 # --- the tests --------------------------------------------------------------------------------------------------------
@@ -159,26 +151,26 @@ def test_all_arrows_point_left():
 def test_every_package_is_seen():
     modules = {_module(path.relative_to(ROOT)) for path in ROOT.glob("rayapp/**/*.py")}
 
-    assert {"errors", "config", "vision.preprocess", "registry", "compute", "serve"} <= modules
+    assert {"errors", "config", "data.preprocess", "registry", "train", "serve"} <= modules
 
 
 @pytest.mark.parametrize(
     ("path", "line", "arrow"),
     [
         ("rayapp/vision/loop.py", "import ray.train", "vision.loop -> ray.train"),
-        ("rayapp/vision/loop.py", "from rayapp.compute.train import train", "vision.loop -> compute.train.train"),
-        ("rayapp/vision/loop.py", "from rayapp.vision.bundle import Bundle", "vision.loop -> vision.bundle.Bundle"),
+        ("rayapp/vision/loop.py", "from rayapp.train.driver import train", "vision.loop -> train.driver.train"),
+        ("rayapp/data/files.py", "from rayapp.vision.bundle import Bundle", "data.files -> vision.bundle.Bundle"),
         ("rayapp/vision/loop.py", "from rayapp import registry", "vision.loop -> registry"),
         ("rayapp/vision/loop.py", "def f():\n    import mlflow", "vision.loop -> mlflow"),
-        ("rayapp/vision/helpers.py", "from rayapp.vision.loop import fit", "'vision.helpers' has no place"),
-        ("rayapp/compute/train.py", "import mlflow", "compute.train -> mlflow"),
-        ("rayapp/compute/train.py", "from rayapp.serve import app", "compute.train -> serve.app"),
-        ("rayapp/serve/app.py", "from rayapp.compute import train", "serve.app -> compute.train"),
-        ("rayapp/serve/app.py", "from rayapp.vision import datasets", "serve.app -> vision.datasets"),
+        ("rayapp/train/driver.py", "import mlflow", "train.driver -> mlflow"),
+        ("rayapp/train/driver.py", "from rayapp.serve import app", "train.driver -> serve.app"),
+        ("rayapp/serve/app.py", "from rayapp.train import driver", "serve.app -> train.driver"),
+        ("rayapp/tune/driver.py", "import mlflow", "tune.driver -> mlflow"),
+        ("rayapp/serve/app.py", "from rayapp.data import datasets", "serve.app -> data.datasets"),
         ("rayapp/serve/app.py", "from rayapp.vision.loop import fit", "serve.app -> vision.loop.fit"),
         ("rayapp/registry/models.py", "import ray", "registry.models -> ray"),
-        ("rayapp/config.py", "from rayapp.vision import preprocess", "config -> vision.preprocess"),
-        ("rayapp/errors.py", "from rayapp.config import Home", "errors -> config.Home"),
+        ("rayapp/config/train.py", "from rayapp.data import preprocess", "config.train -> data.preprocess"),
+        ("rayapp/errors.py", "from rayapp.config.train import Home", "errors -> config.train.Home"),
         ("rayapp/doctor.py", "import importlib\nimportlib.import_module('mlflow')", "doctor -> mlflow"),
         ("rayapp/utils.py", "import json", "'utils' has no floor"),
         ("rayapp/__init__.py", "from rayapp import cli", "-> cli"),
@@ -200,10 +192,10 @@ def test_planted_import_is_found(tmp_path, path, line, arrow):
     ("path", "line"),
     [
         ("rayapp/serve/app.py", "from rayapp.vision.predictor import Predictor\nimport ray.serve, starlette"),
-        ("rayapp/vision/evaluate.py", "from rayapp.vision.datasets import load\nfrom rayapp.errors import DataError"),
+        ("rayapp/vision/evaluate.py", "from rayapp.data.datasets import load\nfrom rayapp.errors import DataError"),
         ("rayapp/cli.py", "from rayapp import __version__, demo\nimport ray"),
-        ("rayapp/config.py", "import os\nos.environ.get('RAYAPP_HOME', '')\nos.environ['RAYAPP_HOME']"),
-        ("jobs/train.py", "from rayapp.compute.train import train"),
+        ("rayapp/config/train.py", "import os\nos.environ.get('RAYAPP_HOME', '')\nos.environ['RAYAPP_HOME']"),
+        ("jobs/train.py", "from rayapp.train.driver import train"),
     ],
 )
 def test_right_import_is_not_found(tmp_path, path, line):
@@ -217,15 +209,15 @@ def test_right_import_is_not_found(tmp_path, path, line):
 @pytest.mark.parametrize(
     ("path", "line"),
     [
-        ("rayapp/config.py", "os.environ['OMP_NUM_THREADS'] = '1'"),
-        ("rayapp/config.py", "del os.environ['OMP_NUM_THREADS']"),
-        ("rayapp/config.py", "os.environ.setdefault('OMP_NUM_THREADS', '1')"),
-        ("rayapp/config.py", "os.environ.update(A='1')"),
-        ("rayapp/config.py", "os.putenv('A', '1')"),
-        ("rayapp/config.py", "from os import environ"),
-        ("rayapp/compute/train.py", "os.environ['A'] = '1'"),
-        ("rayapp/compute/train.py", "os.environ.get('A')"),
-        ("rayapp/compute/train.py", "os.getenv('A')"),
+        ("rayapp/config/train.py", "os.environ['OMP_NUM_THREADS'] = '1'"),
+        ("rayapp/config/train.py", "del os.environ['OMP_NUM_THREADS']"),
+        ("rayapp/config/train.py", "os.environ.setdefault('OMP_NUM_THREADS', '1')"),
+        ("rayapp/config/train.py", "os.environ.update(A='1')"),
+        ("rayapp/config/train.py", "os.putenv('A', '1')"),
+        ("rayapp/config/train.py", "from os import environ"),
+        ("rayapp/train/driver.py", "os.environ['A'] = '1'"),
+        ("rayapp/train/driver.py", "os.environ.get('A')"),
+        ("rayapp/train/driver.py", "os.getenv('A')"),
         ("jobs/train.py", "os.environ.get('A')"),
     ],
 )
@@ -239,8 +231,21 @@ def test_planted_use_of_the_environment_is_found(tmp_path, path, line):
     assert sentence.startswith(f"{path}:1: ")
 
 
-def test_vision_imports_without_ray_and_mlflow():
-    modules = sorted(f"rayapp.vision.{path.stem}" for path in ROOT.glob("rayapp/vision/[!_]*.py"))
+def test_a_circle_inside_a_folder_is_found(tmp_path):
+    for name, other in (("loop", "state"), ("state", "bundle"), ("bundle", "loop")):
+        file = tmp_path / "rayapp" / "vision" / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"def f():\n    from rayapp.vision.{other} import X\n")
+
+    (sentence,) = violations(tmp_path)
+
+    assert "circle" in sentence
+    assert "vision.loop" in sentence
+
+
+def test_data_and_vision_import_without_ray_and_mlflow():
+    paths = [*ROOT.glob("rayapp/data/[!_]*.py"), *ROOT.glob("rayapp/vision/[!_]*.py")]
+    modules = sorted(f"rayapp.{path.parent.name}.{path.stem}" for path in paths)
     blocked = ["ray", "mlflow", "starlette", "fastapi", "httpx", "boto3", "orjson", "prometheus_client", "psutil"]
     code = f"""
 import importlib, sys
@@ -256,7 +261,7 @@ for name in {modules}:
 
 def test_serve_loads_no_data_set_and_no_training_code():
     modules = sorted(f"rayapp.serve.{path.stem}" for path in ROOT.glob("rayapp/serve/[!_]*.py"))
-    never = [*sorted(f"rayapp.{name}" for name in SERVE_NEVER), "rayapp.compute"]
+    never = [*sorted(f"rayapp.{name}" for name in SERVE_NEVER), "rayapp.train", "rayapp.tune"]
     code = f"""
 import importlib, sys
 for name in {modules}:

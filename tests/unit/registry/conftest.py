@@ -10,11 +10,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save_file
 
-from rayapp.config import DataConfig, ModelConfig
+from rayapp.config.train import DataConfig, ModelConfig
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import Tracker
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Manifest, file_digest
-from rayapp.vision.preprocess import PreprocessSpec
 
 PARAMS = {"model.name": "resnet18", "data.dataset": "digits", "data.path": "/secret/place", "plan.batch_size": "128"}
 PARAMS |= {"plan.peak_lr": "0.4", "plan.epochs": "8", "seed": "0", "compute.storage_path": "s3://secret"}

@@ -6,19 +6,19 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from rayapp.config import Home
+from rayapp.config.commands import EvaluateSettings
+from rayapp.config.train import Home
+from rayapp.data.datasets import load
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
-from rayapp.settings import EvaluateSettings
-from rayapp.vision.datasets import load
 from tests.unit.vision.test_bundle import written_for
 
 
 @pytest.fixture
 def registered(tmp_path: Path) -> Home:
     """A home whose model version 1 is an untrained model of the digits."""
-    from rayapp.config import DataConfig
+    from rayapp.config.train import DataConfig
 
     home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     info = load(DataConfig(), home.data).info

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from rayapp.config.commands import PromoteSettings, RollbackSettings
 from rayapp.errors import PromotionRefused, RegistryError
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.promotion import Score, decide, promote, rollback
 from rayapp.registry.tracking import Tracker
-from rayapp.settings import PromoteSettings, RollbackSettings
 
 from .conftest import registered
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from rayapp.config import Home, ServeArgs
+from rayapp.config.commands import ServeSettings
+from rayapp.config.train import Home, ServeArgs
 from rayapp.errors import ConfigError
 from rayapp.serve.app import application, serve_forever
-from rayapp.settings import ServeSettings
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayapp.data.preprocess import UInt8Array
 from rayapp.serve.batcher import Batcher
-from rayapp.vision.preprocess import UInt8Array
 
 
 class Recorder:

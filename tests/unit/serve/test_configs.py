@@ -12,10 +12,10 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as as_serve_calls
 from ray.serve.schema import ServeDeploySchema
 
-from rayapp.config import ServeArgs
+from rayapp.config.train import ServeArgs
 from rayapp.serve.app import build
 from rayapp.serve.coordinator import ENVIRONMENT
-from rayapp.serve.proxy import controller_env, replica_env
+from rayapp.serve.haproxy import controller_env, replica_env
 
 FOLDER = Path(__file__).resolve().parents[3] / "serve_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rayapp.registry.names import ModelVersion
+from rayapp.registry.uris import ModelVersion
 from rayapp.serve.last_served import LastServed
 from tests.contract.tiny import tiny_version
 

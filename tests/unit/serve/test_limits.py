@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from starlette.types import ASGIApp, Message
 
+from rayapp.config.commands import ServeSettings, load
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError, ImageError, RequestError
-from rayapp.serve.calls import FREE_BYTES, Room
-from rayapp.serve.contract import build_app
+from rayapp.serve.asgi import build_app
+from rayapp.serve.messages import FREE_BYTES, Room
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Predicted, Replica
 from rayapp.serve.shadow import MAX_BYTES, Shadow
-from rayapp.settings import ServeSettings, load
-from rayapp.vision.preprocess import PreprocessSpec
 from tests.contract.tiny import client_of, encoded, picture, quick_args, tiny_served
 
 

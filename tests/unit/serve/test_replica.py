@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from rayapp.data.preprocess import UInt8Array
 from rayapp.errors import ImageError, RequestError
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica, Served
-from rayapp.vision.preprocess import UInt8Array
 from tests.contract.tiny import encoded, picture, quick_args, tiny_served
 
 

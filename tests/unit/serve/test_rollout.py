@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from rayapp.errors import BundleError, RegistryError, RegistryUnavailable
-from rayapp.registry.names import ModelVersion
+from rayapp.registry.uris import ModelVersion
 from rayapp.serve.follower import Follower, first_served, prepare
 from rayapp.serve.last_served import LastServed
 from rayapp.serve.metrics import Metrics

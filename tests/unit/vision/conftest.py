@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from rayapp.vision.preprocess import Images
+from rayapp.data.preprocess import Images
 
 
 def coloured_squares(n: int, *, classes: int = 3, px: int = 8, seed: int = 0) -> Images:

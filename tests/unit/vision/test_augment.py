@@ -6,7 +6,7 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
-from rayapp.config import AugmentConfig
+from rayapp.config.train import AugmentConfig
 from rayapp.vision.augment import (
     GREY,
     MAX_SHIFT,

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from rayapp.config import DataConfig, ModelConfig
+from rayapp.config.train import DataConfig, ModelConfig
+from rayapp.data.datasets import DatasetInfo
 from rayapp.errors import BundleError, ConfigError
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, onnx_session, write_bundle
-from rayapp.vision.datasets import DatasetInfo
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor, _TorchEngine, resolve_device
 

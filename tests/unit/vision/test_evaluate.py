@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayapp.config import DataConfig
+from rayapp.config.train import DataConfig
+from rayapp.data.datasets import load
 from rayapp.errors import DataError
 from rayapp.vision.bundle import Bundle
-from rayapp.vision.datasets import load
 from rayapp.vision.evaluate import dataset_of, evaluate_bundle, predict_all
 from rayapp.vision.predictor import Predictor
 from tests.unit.vision.test_bundle import written_for

@@ -16,12 +16,12 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
-from rayapp.config import ModelConfig
+from rayapp.config.train import ModelConfig
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import BundleError, ImageError
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, file_digest
 from rayapp.vision.explain import Explainer, Explanation, overlay
 from rayapp.vision.models import ARCHITECTURES, Classifier, build_model
-from rayapp.vision.preprocess import PreprocessSpec
 from tests.contract.tiny import tiny_manifest
 from tests.unit.vision.conftest import coloured_squares
 

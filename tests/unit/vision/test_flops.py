@@ -4,7 +4,7 @@ import pytest
 import torch
 import torchvision.models as tv
 
-from rayapp.config import ModelConfig
+from rayapp.config.train import ModelConfig
 from rayapp.vision.flops import flops_per_image, mfu, peak_flops
 from rayapp.vision.models import Classifier, build_model
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 from torch import nn
 
-from rayapp.config import AugmentConfig, ModelConfig, OptimConfig
+from rayapp.config.train import AugmentConfig, ModelConfig, OptimConfig
+from rayapp.data.preprocess import Images
 from rayapp.errors import TrainingError
 from rayapp.vision.augment import Augment
-from rayapp.vision.batches import Batches, ResidentBatches, Shard
+from rayapp.vision.loaders import Batches, ResidentBatches, Shard
 from rayapp.vision.loop import EpochReport, StepReport, evaluate, fit
 from rayapp.vision.models import build_model
-from rayapp.vision.preprocess import Images
 from rayapp.vision.state import TrainState, from_bytes, lr_factor, resolve_precision, to_bytes
 from tests.unit.vision.conftest import coloured_squares
 

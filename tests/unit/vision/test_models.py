@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayapp.config import ModelConfig
+from rayapp.config.train import ModelConfig
+from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError
 from rayapp.vision.bundle import export_onnx
 from rayapp.vision.models import (
@@ -19,7 +20,6 @@ from rayapp.vision.models import (
     set_frozen,
     train_mode,
 )
-from rayapp.vision.preprocess import PreprocessSpec
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 HEADS = {"resnet18": "fc", "resnet9": "head"}  # of the others "classifier.3"

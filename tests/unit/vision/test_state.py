@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from rayapp.vision.batches import ResidentBatches, Shard
-from rayapp.vision.preprocess import Images
+from rayapp.data.preprocess import Images
+from rayapp.vision.loaders import ResidentBatches, Shard
 from rayapp.vision.state import TrainState
 from tests.unit.vision.test_loop import AUGMENT, CPU, Small, optim
 

@@ -1,0 +1,1 @@
+"""Ray Data: predictions for every image of a folder or bucket."""

@@ -1,1 +1,0 @@
-"""Ray Train: spreads over a cluster what rayapp.vision does on one machine."""

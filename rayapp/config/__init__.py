@@ -1,0 +1,1 @@
+"""Settings: frozen pydantic models, and the one reader of the environment."""

@@ -1,0 +1,274 @@
+"""Sources: the classes of a data set, its digest, and its images not decoded yet.
+
+    digits      scikit-learn's scans, 8x8 grey
+    folder      train/CLASS/*.png and test/CLASS/*.png, local or s3://
+    parquet     train*.parquet and test*.parquet in Hugging Face's layout, local or s3://
+
+Covered: missing, empty and mislabelled parts, each a DataError that says what to do. Not covered: whether an image can
+be decoded; decoded.py finds that out. What has to be downloaded is in downloads.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayapp.config.train import DataConfig
+from rayapp.data.chunks import Chunk, Int64Array, Item, Part
+from rayapp.data.files import Reader, Tree
+from rayapp.errors import DataError
+
+logger = logging.getLogger(__name__)
+
+# The part of a data set that comes without test images which is kept as such. Constants: there is one test part.
+TEST_FRACTION, TEST_SEED = 0.2, 0
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".ico")
+PARQUET_ROWS = 64  # read at once: photographs of 5 MB make 320 MB of it
+PARQUET_BYTES = 8 * 2**20  # read at once: a request to a bucket of this size is about as fast as it gets
+FOLDER_FILES = 16  # of a chunk: few, for the files of a folder are sorted by class, and chunks are what is shuffled
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before its images are decoded. digest covers training and test; only test() opens test images.
+
+    flip: a mirror image is of the same class. image_px None: images keep their size, where all have one.
+    """
+
+    class_names: tuple[str, ...]
+    digest: str
+    num_test: int
+    train: Part
+    test: Callable[[], Part]
+    flip: bool = True
+    image_px: int | None = None
+
+
+def digest_of(value: object) -> str:
+    """ "sha256:..." of a value made of lists, dicts, strings and numbers."""
+    return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def stratified(
+    labels_n: Int64Array, class_names: tuple[str, ...], *, fraction: float, seed: int
+) -> tuple[Int64Array, Int64Array]:
+    """Sorted indices of what stays and of what is set apart, each class in the same proportion in both.
+
+    Raises DataError where a class has fewer than 2 images, or a part would have fewer images than there are classes.
+    """
+    from sklearn.model_selection import train_test_split  # 1.5 s and 120 MB, which processes that only decode can spare
+
+    counts_k = np.bincount(labels_n, minlength=len(class_names))
+    if counts_k.min() < 2:
+        label = int(counts_k.argmin())
+        raise DataError(
+            f"class '{class_names[label]}' has {counts_k[label]} training images, and a split needs at least 2 of"
+            " each class; add some, or take the class out"
+        )
+    try:
+        kept_n, apart_n = train_test_split(
+            np.arange(len(labels_n)), test_size=fraction, random_state=seed, stratify=labels_n
+        )
+    except ValueError as error:
+        raise DataError(
+            f"a split of {len(labels_n)} images at {fraction:.0%} cannot hold one of each of the {len(class_names)}"
+            " classes in both parts; add images, or raise --data.validation_fraction"
+        ) from error
+    return np.sort(kept_n).astype(np.int64), np.sort(apart_n).astype(np.int64)
+
+
+def held_out(part: Part, class_names: tuple[str, ...]) -> tuple[Part, Part]:
+    """part as training and test images, cut in the same way on every machine."""
+    train_n, test_n = stratified(part.labels_n, class_names, fraction=TEST_FRACTION, seed=TEST_SEED)
+    return part.subset(train_n), part.subset(test_n)
+
+
+# --- digits -----------------------------------------------------------------------------------------------------------
+
+
+def digits(config: DataConfig, data_folder: Path) -> Source:
+    """1,797 scans of handwritten digits (UCI, optical recognition), enlarged to 32x32; 360 of them for the test."""
+    from sklearn.datasets import load_digits
+
+    scans = load_digits()
+    images_nhw = np.rint(scans.images * (255 / 16)).astype(np.uint8)
+    class_names = tuple(str(name) for name in scans.target_names)
+    train, test = held_out(Part.of_arrays(images_nhw, scans.target), class_names)
+    digest = digest_of([hashlib.sha256(images_nhw.tobytes()).hexdigest(), scans.target.tolist()])
+    return Source(class_names, digest, len(test.labels_n), train, lambda: test, flip=False, image_px=32)
+
+
+# --- folder -----------------------------------------------------------------------------------------------------------
+
+
+def folder(config: DataConfig, data_folder: Path) -> Source:
+    """Images in train/CLASS/ and test/CLASS/; the classes are the sorted folder names of train."""
+    tree = Tree.open(str(config.path))
+    train, test = _class_folders(tree, "train"), _class_folders(tree, "test")
+    if not train:
+        raise DataError(f"{tree.uri} has no images in train/CLASS/ (found: {tree.top}); put them there by class")
+    class_names = tuple(sorted(train))
+    if unknown := sorted(set(test) - set(train)):
+        raise DataError(
+            f"{tree.uri}/test/{unknown[0]} is a class that train lacks (there: {', '.join(class_names[:10])});"
+            " add it there or remove it"
+        )
+
+    used = [path for paths in (*train.values(), *test.values()) for path in paths]
+    digest = digest_of(tree.digests(used, data_folder / "digests"))
+    test_part = _folder_part(tree, class_names, test) if test else None
+    return _source(config, class_names, digest, _folder_part(tree, class_names, train), test_part)
+
+
+def _folder_part(tree: Tree, class_names: tuple[str, ...], images: dict[str, list[str]]) -> Part:
+    """The images by class, a chunk FOLDER_FILES of one class."""
+    chunks = [
+        chunk for label, name in enumerate(class_names) for chunk in file_chunks(tree, images.get(name, []), label)
+    ]
+    return Part(tuple(chunks))
+
+
+def file_chunks(tree: Tree, paths: list[str], label: int) -> Iterator[Chunk]:
+    """Image files that all have this label."""
+    for at in range(0, len(paths), FOLDER_FILES):
+        run = paths[at : at + FOLDER_FILES]
+        labels_n = np.full(len(run), label, dtype=np.int64)
+        yield Chunk.whole(partial(_file_items, tree.reader, run), labels_n, scattered=tree.is_remote)
+
+
+def _file_items(reader: Reader, paths: list[str]) -> Iterator[Item]:
+    return (Item(f"{reader.uri}/{path}", partial(reader.read, path)) for path in paths)
+
+
+def _class_folders(tree: Tree, name: str) -> dict[str, list[str]]:
+    """Class -> its images in the folder called name. Raises DataError where a class has none."""
+    images: dict[str, list[str]] = {path.split("/")[1]: [] for path in tree.folders if path.startswith(f"{name}/")}
+    for path in tree.files:
+        if path.startswith(f"{name}/") and path.count("/") > 1 and path.lower().endswith(IMAGE_SUFFIXES):
+            images.setdefault(path.split("/")[1], []).append(path)
+    for class_name, paths in sorted(images.items()):
+        if not paths:
+            raise DataError(
+                f"the class folder {tree.uri}/{name}/{class_name} holds no images ({' '.join(IMAGE_SUFFIXES)});"
+                " put some there or remove it"
+            )
+    return images
+
+
+def _source(config: DataConfig, class_names: tuple[str, ...], digest: str, train: Part, test: Part | None) -> Source:
+    """The source; where test is None, training images are kept as such."""
+    if test is None:
+        train, test = held_out(train, class_names)
+        logger.info(
+            "%s has no test part: kept %d of its images as one (fixed seed %d, by class), %d stay for training",
+            config.path, len(test.labels_n), TEST_SEED, len(train.labels_n),
+        )  # fmt: skip
+    found = test
+    return Source(class_names, digest, len(found.labels_n), train, lambda: found, image_px=config.image_px)
+
+
+# --- parquet ----------------------------------------------------------------------------------------------------------
+
+
+def parquet(config: DataConfig, data_folder: Path) -> Source:
+    """Rows with image{bytes, path} and label; class names from Hugging Face's metadata, else "0", "1", and so on."""
+    tree = Tree.open(str(config.path))
+    train, test = _parquet_files(tree, "train"), _parquet_files(tree, "test")
+    if not train:
+        raise DataError(
+            f"{tree.uri} has no train.parquet or train-*.parquet, nor has its folder data/ (found: {tree.top});"
+            " put it there, or check --data.path"
+        )
+    named = _class_names(tree, train[0])
+    part = _parquet_part(tree, train, named)
+    class_names = named or tuple(str(label) for label in range(int(part.labels_n.max()) + 1))
+    test_part = _parquet_part(tree, test, class_names) if test else None
+    digest = digest_of(tree.digests([*train, *test], data_folder / "digests"))
+    return _source(config, class_names, digest, part, test_part)
+
+
+def _parquet_files(tree: Tree, name: str) -> list[str]:
+    patterns = [f"{under}{name}{end}" for under in ("", "data/") for end in (".parquet", "-*.parquet")]
+    return [path for path in tree.files if any(fnmatch(path, pattern) for pattern in patterns)]
+
+
+def _class_names(tree: Tree, path: str) -> tuple[str, ...]:
+    """The names in Hugging Face's metadata, () without any. Raises DataError where a column is missing."""
+    with tree.open_file(path) as file:
+        schema = pq.read_schema(file)
+    require_columns(f"{tree.uri}/{path}", schema, label=True)
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return tuple(str(name) for name in features["label"]["names"])
+    except (ValueError, KeyError, TypeError):
+        return ()  # not written by Hugging Face's library, or without names
+
+
+def require_columns(name: str, schema: pa.Schema, *, label: bool) -> None:
+    """Raises DataError where the file called name lacks the images, or with label their labels."""
+    columns = dict(zip(schema.names, schema.types, strict=True))
+    image = columns.get("image")
+    has_bytes = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
+    if not has_bytes or (label and not pa.types.is_integer(columns.get("label", pa.null()))):
+        found = ", ".join(f"{column}: {kind}" for column, kind in columns.items())
+        needed = "columns image: struct<bytes, path> and label: int64" if label else "column image: struct<bytes, path>"
+        raise DataError(f"{name} needs the {needed} (found: {found})")
+
+
+def _parquet_part(tree: Tree, paths: list[str], class_names: tuple[str, ...]) -> Part:
+    """All rows, a chunk a row group. Raises DataError where a label is wrong, or there are no rows."""
+    chunks: list[Chunk] = []
+    for path in paths:
+        with tree.open_file(path) as file:
+            parquet = pq.ParquetFile(file)
+            column = parquet.read(columns=["label"])["label"]
+            metadata = parquet.metadata
+        chunks += row_chunks(tree, path, metadata, _labels(f"{tree.uri}/{path}", column, class_names))
+    part = Part(tuple(chunks))
+    if not part.chunks:
+        raise DataError(f"{tree.uri}: {', '.join(paths)} have no rows; put images there, or check --data.path")
+    return part
+
+
+def row_chunks(tree: Tree, path: str, metadata: pq.FileMetaData, labels_n: Int64Array) -> Iterator[Chunk]:
+    """The rows of a Parquet file, a chunk a row group that has any."""
+    start = 0
+    for group in range(metadata.num_row_groups):
+        end = start + metadata.row_group(group).num_rows
+        if end > start:
+            yield Chunk.whole(partial(_row_items, tree.reader, path, group, start), labels_n[start:end])
+        start = end
+
+
+def _labels(name: str, column: pa.ChunkedArray, class_names: tuple[str, ...]) -> Int64Array:
+    """The labels in the column of the file called name. Raises DataError where one is missing or out of range."""
+    labels_n: Int64Array = column.fill_null(-1).to_numpy().astype(np.int64)
+    wrong = np.flatnonzero((labels_n < 0) | (labels_n >= (len(class_names) or np.inf)))
+    if len(wrong):
+        allowed = f"0 to {len(class_names) - 1}" if class_names else "0 or more"
+        raise DataError(
+            f"{name}, row {wrong[0]}: label {column[int(wrong[0])].as_py()} is out of range (allowed: {allowed}; rows"
+            f" concerned: {len(wrong)}); correct the labels, or the class names in the metadata"
+        )
+    return labels_n
+
+
+def _row_items(reader: Reader, path: str, group: int, first: int) -> Iterator[Item]:
+    """The images of a row group, whose first row is number first of its file; they are never all in memory."""
+    row = first
+    with reader.open_file(path) as file:
+        parquet = pq.ParquetFile(file, buffer_size=PARQUET_BYTES)
+        for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], columns=["image.bytes"]):
+            for data in batch.column(0).field("bytes").to_pylist():
+                yield Item(f"{reader.uri}/{path}", partial(bytes, data or b""), row)
+                row += 1

@@ -1,0 +1,72 @@
+"""Images that are only to be predicted: every image below a folder, or every row of the Parquet files below it.
+
+They are read as training reads its own (sources.py), but for labels and class folders, which nobody needs here.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from rayapp.config.train import ImagesConfig, ImagesKind
+from rayapp.data.chunks import UNLABELLED, Chunk, Part
+from rayapp.data.files import NUM_READERS, Tree
+from rayapp.data.sources import IMAGE_SUFFIXES, file_chunks, require_columns, row_chunks
+from rayapp.errors import DataError
+
+
+class Unlabelled(NamedTuple):
+    """Images in a fixed order. digest: of names, sizes and times of change of the files; no image was read for it."""
+
+    uri: str
+    kind: ImagesKind
+    part: Part
+    digest: str
+
+
+def unlabelled(config: ImagesConfig) -> Unlabelled:
+    """The images that config names. Raises DataError where there are none, or which are meant is not clear."""
+    tree = Tree.open(config.path)
+    paths: dict[ImagesKind, list[str]] = {
+        "folder": [path for path in tree.files if path.lower().endswith(IMAGE_SUFFIXES)],
+        "parquet": [path for path in tree.files if path.lower().endswith(".parquet")],
+    }
+    kinds = [kind for kind in paths if paths[kind] and config.dataset in (None, kind)]
+    if not kinds:
+        wanted = {"folder": "image files", "parquet": "Parquet files"}.get(
+            str(config.dataset), "image or Parquet files"
+        )
+        raise DataError(
+            f"{tree.uri} holds no {wanted} (images: {' '.join(IMAGE_SUFFIXES)}; found: {tree.top}); check --data.path"
+        )
+    if len(kinds) > 1:
+        raise DataError(
+            f"{tree.uri} holds {len(paths['folder'])} images and {len(paths['parquet'])} Parquet files; say which are"
+            " meant: --data.dataset folder, or parquet"
+        )
+    (kind,) = kinds
+    chunks = tuple(file_chunks(tree, paths[kind], UNLABELLED) if kind == "folder" else _rows(tree, paths[kind]))
+    if not chunks:
+        raise DataError(f"{tree.uri}: {', '.join(paths[kind][:5])} have no rows; check --data.path")
+    return Unlabelled(tree.uri, kind, Part(chunks), tree.listing_digest(paths[kind]))
+
+
+def _rows(tree: Tree, paths: list[str]) -> list[Chunk]:
+    """All rows of the files. Raises DataError where one has no images."""
+    with ThreadPoolExecutor(NUM_READERS) as pool:
+        footers = list(pool.map(lambda path: _footer(tree, path), paths))
+    chunks: list[Chunk] = []
+    for path, metadata in zip(paths, footers, strict=True):
+        labels_n = np.full(metadata.num_rows, UNLABELLED, dtype=np.int64)
+        chunks += row_chunks(tree, path, metadata, labels_n)
+    return chunks
+
+
+def _footer(tree: Tree, path: str) -> pq.FileMetaData:
+    with tree.open_file(path) as file:
+        metadata = pq.read_metadata(file)
+    require_columns(f"{tree.uri}/{path}", metadata.schema.to_arrow_schema(), label=False)
+    return metadata

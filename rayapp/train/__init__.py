@@ -1,0 +1,1 @@
+"""Ray Train: one model from settings to a registered version."""

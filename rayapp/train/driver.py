@@ -1,0 +1,346 @@
+"""train: one model from settings to a registered version, on any number of workers."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import ray
+import ray.train
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+from rich.console import Console
+from torch import Tensor
+
+from rayapp.config.commands import Recipe, TrainSettings
+from rayapp.config.train import Home, ray_address
+from rayapp.data.datasets import Dataset, DatasetInfo, Split, load
+from rayapp.errors import ConfigError, RegistryError, TrainingError
+from rayapp.registry.models import ModelVersion, Registry
+from rayapp.registry.tracking import Tracker
+from rayapp.runtime.cost import look_back, usd_per_hour
+from rayapp.runtime.progress import Board, clock, say, shown
+from rayapp.runtime.resources import check_resources, resources_asked, starting
+from rayapp.runtime.start import ray_cluster
+from rayapp.train.publish import best_of, deliver
+from rayapp.train.record import Run, driver_imports, find_run, flat, new_name, refuse_existing, run_tags
+from rayapp.train.worker import model_for, train_worker
+from rayapp.vision.loop import EpochReport
+from rayapp.vision.models import load_weights
+from rayapp.vision.predictor import resolve_device
+from rayapp.vision.state import REFERENCE_BATCH
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+R = TypeVar("R", bound=Recipe)
+Weights = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The result of a training: what the last line of stdout says. cost_usd: None where a price is not known."""
+
+    run: Run
+    epochs: tuple[EpochReport, ...]
+    version: ModelVersion | None
+    cost_usd: float | None
+    seconds: float = 0.0
+    training_seconds: float = 0.0
+
+    @property
+    def best(self) -> EpochReport:
+        """The epoch whose weights the bundle holds."""
+        return best_of(self.epochs)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that scripts rely on, and where to look."""
+        return {
+            "run_id": self.run.run_id,
+            "run_name": self.run.name,
+            "model_uri": self.version.uri if self.version else f"runs:/{self.run.run_id}/model",
+            "model_version": self.version.version if self.version else None,
+            "val_accuracy": self.best.val_accuracy,
+            "best_epoch": self.best.epoch,
+            "epochs": len(self.epochs),
+            "images_per_s": float(np.median([e.images_per_s for e in self.epochs])),
+            "training_seconds": round(self.training_seconds, 2),
+            "seconds": round(self.seconds, 2),
+            "cost_usd": self.cost_usd,
+        }
+
+
+def train(settings: TrainSettings, home: Home, console: Console | None = None) -> Trained:
+    """A trained, logged and (unless register is false) registered model.
+
+    Everything that can be wrong is checked before training starts. Raises a RayAppError; on Ctrl-C the run is closed
+    as KILLED, keeps its checkpoints and the KeyboardInterrupt goes on.
+    """
+    started, training_seconds = time.monotonic(), 0.0
+    console = console or Console(stderr=True)
+    earlier = _earlier(home, settings)
+    settings = earlier.settings if earlier else absolute_paths(settings)
+    prices = _prices(settings)
+    with ray_cluster(driver_imports=driver_imports(home)):
+        device = check_resources(settings)
+        dataset = load(settings.data, home.data)
+        weights = first_weights(settings, dataset.info, home)
+        split = dataset.split(settings.data)
+        run = earlier or _open_run(settings, home, dataset, split, device)
+        with run.locked():
+            if run.stage == "training":
+                run.save_split(split)
+                _describe(console, settings, dataset, split, device, run)
+                training_seconds = _train_and_record(run, home, device, weights, console)
+                run = run.at("trained")
+            # of a run that was cut off this is the last part alone, of which nothing could be foretold
+            seconds = {} if earlier else {"training_seconds": training_seconds, "seconds": time.monotonic() - started}
+            delivered = deliver(run, home, dataset.info, split, seconds=seconds, prices=prices)
+            run = run.at("done")
+    result = Trained(
+        run, delivered.epochs, delivered.version, delivered.cost_usd, time.monotonic() - started, training_seconds
+    )
+    _say_result(console, result)
+    return result
+
+
+def dry_run(settings: TrainSettings, home: Home) -> dict[str, Any]:
+    """The resolved settings, what they ask for, and what that took in past runs; nothing is started."""
+    settings = absolute_paths(settings)
+    _prices(settings)
+    refuse_existing(home, settings)
+    dataset = load(settings.data, home.data)
+    split = dataset.split(settings.data)
+    device = resolve_device(settings.compute.device)
+    tags = run_tags(settings, device, dataset.info.digest)
+    return {
+        "settings": settings.model_dump(mode="json", by_alias=True),
+        **_plan(settings, dataset, split),
+        "resources": resources_asked(settings.compute, device),
+        **look_back(Tracker(home.tracking_uri, home.artifacts), tags),
+    }
+
+
+# --- on the driver ----------------------------------------------------------------------------------------------------
+
+
+def _prices(settings: TrainSettings) -> dict[str, float]:
+    return usd_per_hour(settings.cost, local=ray_address() is None)
+
+
+def _earlier(home: Home, settings: TrainSettings) -> Run | None:
+    """The run to go on with; None for a new one. Raises ConfigError where settings and run do not go together."""
+    absolute = absolute_paths(settings)
+    if settings.resume is None:
+        refuse_existing(home, absolute)
+        return None
+    earlier = find_run(home, absolute)
+    if earlier is None or settings.resume == "auto":
+        return earlier
+    if earlier.stage == "done":
+        raise ConfigError(f"run '{earlier.name}' is finished: there is nothing to resume, leave --resume out")
+    given = settings.model_fields_set - {"resume"}
+    if given - {"compute"} or settings.compute.model_fields_set - {"storage_path"}:
+        raise ConfigError(
+            f"--resume takes the settings of run '{earlier.name}', but {', '.join(sorted(given))} are given too;"
+            " leave them out, or start a new run"
+        )
+    return earlier
+
+
+def first_weights(settings: Recipe, info: DatasetInfo, home: Home) -> Weights | None:
+    """What the model starts from; None for random weights. Got here, so that what cannot be had is said at once."""
+    if settings.model.pretrained:
+        return model_for(settings.model, info).state_dict()
+    if not settings.model.init:
+        return None
+    registry = Registry(home.tracking_uri)
+    bundle = registry.download(registry.resolve(settings.model.init), home.bundles)
+    name = bundle.manifest.model.name
+    if name != settings.model.name:
+        raise ConfigError(
+            f"model.init '{settings.model.init}' is a {name}, but model.name is '{settings.model.name}';"
+            f" say --model.name {name}"
+        )
+    model = model_for(settings.model, info)
+    same_classes = bundle.manifest.class_names == info.class_names
+    load_weights(model, bundle.load_model().state_dict(), same_classes=same_classes)
+    return model.state_dict()
+
+
+def absolute_paths(settings: R) -> R:
+    """Workers run in folders of their own, where a relative path means something else."""
+
+    def absolute(path: str | None) -> str | None:
+        return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
+
+    data = settings.data.model_copy(update={"path": absolute(settings.data.path)})
+    compute = settings.compute.model_copy(update={"storage_path": absolute(settings.compute.storage_path)})
+    return settings.model_copy(update={"data": data, "compute": compute})
+
+
+def _plan(settings: TrainSettings, dataset: Dataset, split: Split) -> dict[str, Any]:
+    optim, num_images = settings.optim, len(split.train_indices)
+    num_workers = settings.compute.workers.high
+    batch_size = optim.worker_batch(num_images, num_workers)
+    world_batch = batch_size * num_workers * optim.accumulate_steps
+    return {
+        "dataset": dataset.info.name,
+        "classes": dataset.info.num_classes,
+        "train_images": num_images,
+        "validation_images": len(split.validation_indices),
+        "image_px": [dataset.info.height_px, dataset.info.width_px],
+        "batch_size": batch_size,
+        "world_batch": world_batch,
+        "epochs": optim.num_epochs(num_images),
+        "peak_lr": optim.peak_lr * world_batch / REFERENCE_BATCH,
+        "workers": settings.compute.num_workers,
+    }
+
+
+def _open_run(settings: TrainSettings, home: Home, dataset: Dataset, split: Split, device: str) -> Run:
+    name = new_name(settings)
+    params = flat(settings) | {f"plan.{k}": str(v) for k, v in _plan(settings, dataset, split).items()}
+    tags = run_tags(settings, device, dataset.info.digest) | {"split_digest": split.digest}
+    tracker = Tracker(home.tracking_uri, home.artifacts)
+    run_id = tracker.open_run(settings.tracking.experiment, name, params, tags)
+    run = Run(name, run_id, "training", home.runs / name, settings)
+    run.save()
+    return run
+
+
+def _describe(console: Console, settings: TrainSettings, dataset: Dataset, split: Split, device: str, run: Run) -> None:
+    plan = _plan(settings, dataset, split)
+    say(console, f"run [bold]{run.name}[/]  (MLflow {run.run_id})")
+    say(
+        console,
+        f"{plan['dataset']}: {plan['train_images']:,} + {plan['validation_images']:,} images of {plan['classes']}"
+        f" classes, {settings.model.name}, {plan['workers']} x {device}, world batch {plan['world_batch']},"
+        f" {plan['epochs']} epochs, peak rate {plan['peak_lr']:g}",
+    )
+
+
+def _train_and_record(run: Run, home: Home, device: str, weights: Weights | None, console: Console) -> float:
+    """The seconds from the first batch to the last; the MLflow run is closed whatever happens."""
+    tracker = Tracker(home.tracking_uri, home.artifacts)
+    tracker.resume_run(run.run_id)
+    try:
+        return _fit_on_workers(run, home, device, weights, console)
+    except KeyboardInterrupt:
+        _close(tracker, run, "KILLED")
+        say(console, f"stopped; go on with: rayapp train --resume {run.name}")
+        raise
+    except TrainingError:
+        _close(tracker, run, "FAILED")
+        raise
+
+
+def _close(tracker: Tracker, run: Run, status: Literal["KILLED", "FAILED"]) -> None:
+    try:
+        tracker.close_run(run.run_id, status)
+    except RegistryError as error:
+        log.warning("run %s could not be closed as %s: %s", run.run_id, status, error)
+
+
+def _fit_on_workers(run: Run, home: Home, device: str, weights: Weights | None, console: Console) -> float:
+    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    trainer = _trainer(
+        run,
+        device,
+        {
+            "settings": run.settings.model_dump(mode="json", by_alias=True),
+            "data_folder": str(home.data),
+            "storage": run.storage,
+            "run": run.name,
+            "tracking_uri": home.tracking_uri,
+            "run_id": run.run_id,
+            "spool": str(run.spool),
+            "device": device,
+            "board": board,
+            # by the object store, so that no worker has to download what the driver has
+            "weights": ray.put(weights) if weights else None,
+            "watch_notices": ray_address() is not None,
+        },
+    )
+    try:
+        with shown(board, console, starting(run.settings.compute, device)):
+            result = interruptible(trainer.fit)
+    except ray.train.TrainingFailedError as error:
+        raise TrainingError(_stopped(run, ray.get(board.reason.remote()) or _root_cause(error))) from error
+    outcome: dict[str, Any] = result.return_value  # type: ignore[attr-defined]  # missing in Ray's stub of Result
+    if "error" in outcome:
+        raise TrainingError(_stopped(run, outcome["error"]))
+    if outcome["unsent"]:
+        log.warning("%d metrics of run %s wait in %s for MLflow", outcome["unsent"], run.run_id, run.spool)
+    return float(outcome["seconds"])
+
+
+def _trainer(run: Run, device: str, worker_config: dict[str, Any]) -> TorchTrainer:
+    compute = run.settings.compute
+    workers = compute.workers
+    # cuBLAS repeats its sums in the same order only with a workspace of fixed size (torch.use_deterministic_algorithms)
+    environment = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"} if compute.deterministic and device == "cuda" else {}
+    return TorchTrainer(
+        train_worker,  # type: ignore[arg-type]  # Ray's stub forgets that it may return a value
+        train_loop_config=worker_config,
+        torch_config=TorchConfig(timeout_s=600),
+        scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees those of Ray Train's first version
+            num_workers=tuple(workers) if workers.is_elastic else workers.high,  # type: ignore[arg-type]  # the same
+            elastic_resize_monitor_interval_s=compute.resize_every_s or 60.0,
+            use_gpu=device == "cuda",
+            resources_per_worker={"CPU": compute.threads_per_worker},
+        ),
+        run_config=RunConfig(  # type: ignore[call-arg]  # the same
+            name=run.name,
+            storage_path=run.storage,
+            failure_config=FailureConfig(max_failures=compute.max_failures),
+            worker_runtime_env={"env_vars": environment},
+        ),
+    )
+
+
+def _stopped(run: Run, reason: str) -> str:
+    return f"training stopped: {reason}; the last good checkpoint is kept, go on with: rayapp train --resume {run.name}"
+
+
+def interruptible(function: Callable[[], T]) -> T:
+    """What function returns or raises. In the main thread Ray would take Ctrl-C for itself and exit with code 0."""
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["value"] = function()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below, whatever it is
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True, name="ray-train")
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+    if "error" in outcome:
+        raise outcome["error"]
+    value: T = outcome["value"]
+    return value
+
+
+def _root_cause(error: ray.train.TrainingFailedError) -> str:
+    """The innermost reason that is not merely another rank's broken connection."""
+    failures = getattr(error, "worker_failures", None) or {0: getattr(error, "controller_failure", None) or error}
+    texts = [str(e).strip().splitlines()[-1] for e in failures.values()]  # the end of a remote traceback
+    own = [t for t in texts if "gloo" not in t.lower() and "connection" not in t.lower()]
+    return (own or texts)[0]
+
+
+def _say_result(console: Console, result: Trained) -> None:
+    best, version = result.best, result.version
+    where = f"{version.uri} @challenger" if version else f"runs:/{result.run.run_id}/model"
+    say(
+        console,
+        f"validation accuracy [bold]{best.val_accuracy:.4f}[/] in epoch {best.epoch} of {len(result.epochs)},"
+        f" trained in {clock(result.training_seconds)}, {clock(result.seconds)} in all -> [bold]{where}[/]",
+    )

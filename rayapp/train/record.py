@@ -1,0 +1,248 @@
+"""The folder of a training run: its settings, where it stands, its split, its bundle; beside Ray's checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import secrets
+import subprocess
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from pyarrow.fs import FileSystem
+
+from rayapp.config.commands import Recipe, TrainSettings, validate
+from rayapp.config.train import Home, built_git_sha
+from rayapp.data.datasets import Split
+from rayapp.errors import ConfigError, did_you_mean
+from rayapp.registry.tracking import heavy_modules
+from rayapp.runtime.cost import recipe_digest
+
+Stage = Literal["training", "trained", "done"]
+RUN_FILE = "run.json"
+RECORDED_PACKAGES = ("ray", "torch", "torchvision", "mlflow", "onnxruntime", "numpy", "pillow")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training. stage: training (may be resumed), trained (only MLflow still lacks something), done."""
+
+    name: str
+    run_id: str
+    stage: Stage
+    folder: Path
+    settings: TrainSettings
+
+    @property
+    def storage(self) -> str:
+        """The folder or s3:// address below which Checkpoints has a folder for this run."""
+        return self.settings.compute.storage_path or str(self.folder.parent)
+
+    @property
+    def bundle_folder(self) -> Path:
+        """Where the bundle is written before MLflow gets it."""
+        return self.folder / "bundle"
+
+    @property
+    def spool(self) -> Path:
+        """Metrics on their way to MLflow."""
+        return self.folder / "metrics.jsonl"
+
+    def save(self) -> None:
+        """Write run.json, whole or not at all: here and on the storage, where a job on another machine finds it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "name": self.name,
+            "run_id": self.run_id,
+            "stage": self.stage,
+            "settings": self.settings.model_dump(mode="json", by_alias=True),
+        }
+        text = json.dumps(content, indent=2) + "\n"
+        write_whole(self.folder / RUN_FILE, text)
+        if self.settings.compute.storage_path:
+            files, root = open_storage(self.storage, self.name)
+            files.create_dir(root, recursive=True)
+            with files.open_output_stream(f"{root}/{RUN_FILE}") as file:
+                file.write(text.encode())
+
+    def at(self, stage: Stage) -> Run:
+        """The same run at another stage, saved."""
+        run = replace(self, stage=stage)
+        run.save()
+        return run
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Nobody else on this machine trains this run inside. Raises ConfigError where somebody does."""
+        return alone(self.folder, f"run '{self.name}' is being trained")
+
+    def save_split(self, split: Split) -> None:
+        """Write split.npz: which images were for training and which for validation."""
+        np.savez_compressed(
+            self.folder / "split.npz",
+            train=split.train_indices,
+            validation=split.validation_indices,
+            digest=np.array(split.digest),
+        )
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file, whole or not at all."""
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def alone(folder: Path, what_is_done: str) -> Iterator[None]:
+    """No other process of this machine is inside with the same folder. Raises ConfigError where one is."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock", timeout=0)  # the system lets go of it when this process ends, however
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ConfigError(f"{what_is_done} by another process; wait for it, or give another --name") from error
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def driver_imports(home: Home) -> list[str]:
+    """Modules that each driver needs once Ray is there: to split the images, and to open a run."""
+    return [*heavy_modules(home.tracking_uri), "sklearn.model_selection"]
+
+
+def open_storage(storage: str, run: str) -> tuple[FileSystem, str]:
+    """The file system of a run's storage, a local folder or s3://, and the run's folder in it."""
+    files, root = FileSystem.from_uri(f"{storage.rstrip('/')}/{run}")
+    return files, str(root)
+
+
+def new_name(settings: TrainSettings) -> str:
+    """A name that no other run has; by default data set, model and time."""
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return settings.name or f"{settings.data.dataset}-{settings.model.name}-{now}-{secrets.token_hex(2)}"
+
+
+def refuse_existing(home: Home, settings: TrainSettings) -> None:
+    """Raises ConfigError where settings name a run that exists, here or on the storage."""
+    if settings.name and (found := _look_up(home, settings.name, settings.compute.storage_path)):
+        raise ConfigError(
+            f"run '{settings.name}' exists already (stage: {found.stage}); give another --name, or go on with it:"
+            f" --resume {settings.name}"
+        )
+
+
+def find_run(home: Home, settings: TrainSettings) -> Run | None:
+    """The run that settings.resume means: a name, an MLflow id, or auto for the one of settings.name; None for auto
+    where there is none yet. Raises ConfigError naming the nearest one, or where auto's settings have changed.
+    """
+    wanted = settings.name if settings.resume == "auto" else settings.resume
+    assert wanted is not None
+    found = _look_up(home, wanted, settings.compute.storage_path)
+    if settings.resume == "auto":
+        if found:
+            _refuse_changes(found, settings)
+        return found
+    if found is None:
+        known = [path.parent.name for path in home.runs.glob(f"*/{RUN_FILE}")]
+        hint = did_you_mean(wanted, known) if known else f" There is no run in {home.runs} yet."
+        raise ConfigError(f"no run '{wanted}' to resume.{hint}")
+    return found
+
+
+def _look_up(home: Home, wanted: str, storage: str | None) -> Run | None:
+    """The run of this name or MLflow id on this machine, or of this name on the storage."""
+    for path in home.runs.glob(f"*/{RUN_FILE}"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if wanted in (content["name"], content["run_id"]):
+            return _run(home, content)
+    if storage is None:
+        return None
+    files, root = open_storage(storage, wanted)
+    try:
+        with files.open_input_file(f"{root}/{RUN_FILE}") as file:
+            return _run(home, json.loads(bytes(file.read())))
+    except FileNotFoundError:
+        return None
+
+
+def _run(home: Home, content: dict[str, Any]) -> Run:
+    settings = validate(TrainSettings, content["settings"])
+    return Run(content["name"], content["run_id"], content["stage"], home.runs / content["name"], settings)
+
+
+def _refuse_changes(found: Run, settings: TrainSettings) -> None:
+    before, now = flat(found.settings), flat(settings)
+    changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("resume", "dry_run"))
+    if changed:
+        what = ", ".join(f"{key} (was {before.get(key)}, is {now[key]})" for key in changed)
+        raise ConfigError(f"run '{found.name}' was started with other settings: {what}; give another --name")
+
+
+def run_tags(settings: Recipe, device: str, data_digest: str) -> dict[str, str]:
+    """What a run stands on: code, versions, data, hardware."""
+    gpu = torch.cuda.get_device_name(0) if device == "cuda" and torch.cuda.is_available() else ""
+    return {
+        "git_sha": git_sha(),
+        "data_digest": data_digest,
+        "hardware.device": device,
+        "hardware.gpu": gpu,
+        "hardware.cpu": _cpu_name(),
+        "hardware.cores": str(os.cpu_count()),
+        "hardware.platform": platform.platform(terse=True),
+        "recipe": recipe_digest(settings),
+        "model_architecture": settings.model.name,
+        "dataset": settings.data.dataset,
+    } | {f"version.{name}": number for name, number in package_versions().items()}
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of the packages that decide about results, and of Python."""
+    return {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES}
+
+
+def git_sha() -> str:
+    """The commit of this code, with -dirty where files were changed; "unknown" outside a checkout and an image."""
+    if built := built_git_sha():
+        return built
+    here = Path(__file__).parent
+    try:
+        sha = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607 - git is found by PATH
+            cwd=here,
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return sha.stdout.strip()
+
+
+def flat(settings: Recipe) -> dict[str, str]:
+    """The settings as MLflow parameters: "section.field" -> text."""
+    out: dict[str, str] = {}
+    for section, value in settings.model_dump(mode="json", by_alias=True).items():
+        fields = value if isinstance(value, dict) else {"": value}
+        out |= {f"{section}.{name}".rstrip("."): str(field) for name, field in fields.items()}
+    return out
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -1,0 +1,244 @@
+"""The part of train that runs on each worker: data, fit(), checkpoints; rank 0 also reports to MLflow and the board."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from rayapp.config.commands import TrainSettings, validate
+from rayapp.config.train import ModelConfig
+from rayapp.data.datasets import Dataset, DatasetInfo, Split, load
+from rayapp.data.preprocess import Images
+from rayapp.errors import RayAppError, TrainingError
+from rayapp.registry.tracking import MetricLog
+from rayapp.runtime.cost import nodes_of
+from rayapp.runtime.progress import Narrator
+from rayapp.train.checkpoints import Checkpoints, Keeper
+from rayapp.train.streaming import StreamedBatches
+from rayapp.vision.augment import Augment
+from rayapp.vision.flops import flops_per_image, mfu, peak_flops
+from rayapp.vision.loaders import Batches, ResidentBatches, Shard
+from rayapp.vision.loop import EpochReport, StepReport, fit
+from rayapp.vision.memory import keep_freed_memory
+from rayapp.vision.models import Classifier, blank_model, build_model
+from rayapp.vision.state import TrainState
+
+log = logging.getLogger(__name__)
+VALIDATION_BATCH = 512
+
+
+def train_worker(config: dict[str, Any]) -> dict[str, Any]:
+    """Rank 0's training seconds, or under "error" the sentence of what no restart would heal.
+
+    Where all ranks stop together that is returned. Where one rank alone cannot go on, the others wait for it in a
+    collective that only Ray can end: the sentence is left on the board, the rank fails, the restarted ranks return it.
+    """
+    board = config["board"]
+    if reason := ray.get(board.reason.remote()):
+        return {"error": reason}
+    try:
+        return _train_rank(config)
+    except TrainingError as error:
+        return {"error": str(error)}
+    except (RayAppError, MemoryError, RuntimeError) as error:
+        if sentence := hopeless(error, ray.train.get_context().get_world_rank()):
+            ray.get(board.give_up.remote(sentence))
+        raise
+
+
+def hopeless(error: Exception, rank: int) -> str:
+    """What to tell about an error that would come again after a restart; nothing about others."""
+    if isinstance(error, RayAppError):
+        return str(error)
+    # torch's allocators: OutOfMemoryError of CUDA, a plain RuntimeError of the CPU
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error):
+        return (
+            f"rank {rank} is out of memory ({' '.join(str(error).split())[:200]}); lower --optim.batch_size, and raise"
+            " --optim.accumulate_steps to keep the world batch"
+        )
+    return ""
+
+
+def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
+    settings, board = validate(TrainSettings, config["settings"]), config["board"]
+    context = ray.train.get_context()
+    shard = Shard(context.get_world_rank(), context.get_world_size())
+    if shard.rank == 0:
+        board.write.remote(f"workers have started, reading {settings.data.dataset} ...")
+    kind = config["device"]
+    device = prepared(settings, ray.train.torch.get_device() if kind == "cuda" else torch.device(kind))
+    dataset = load(settings.data, Path(config["data_folder"]))
+    info, split = dataset.info, dataset.split(settings.data)
+    train, validation = batches_of(dataset, split, settings, shard, device)
+    model = model_for(settings.model, info, blank=True)
+    if config["weights"] is not None:
+        model.load_state_dict(ray.get(config["weights"]))
+    state = TrainState.create(model.to(device), train, settings.optim)
+    checkpoints = Checkpoints(config["storage"], config["run"], keep=settings.checkpoint.keep)
+    keeper = Keeper(
+        checkpoints,
+        state,
+        shard,
+        settings.checkpoint,
+        nodes=_nodes(shard.world),
+        watch_notices=config["watch_notices"],
+        say=lambda text: board.say.remote(text),
+    )
+    keeper.resume()
+    _say_world(board, settings, state, train)
+    watcher = _Watcher(config, state, _utilisation(state, info, shard.world, device)) if shard.rank == 0 else None
+    reports = fit(
+        state,
+        train,
+        validation,
+        settings.optim,
+        distribute=lambda net: distributed(net, settings, shard, device),
+        frozen_epochs=settings.model.epochs_frozen,
+        seed=settings.seed,
+        report_every_steps=min(filter(None, (settings.tracking.log_every_steps, settings.checkpoint.every_steps))),
+    )
+    started = time.monotonic()
+    for report in reports:
+        if watcher:
+            watcher.see(report)
+        keeper.see(report)
+    keeper.close()
+    unsent = watcher.close() if watcher else 0
+    return {"seconds": time.monotonic() - started, "unsent": unsent}
+
+
+def model_for(config: ModelConfig, info: DatasetInfo, *, blank: bool = False) -> Classifier:
+    """The model of a data set before training; blank: without pretrained weights, which are then given to it."""
+    return (blank_model if blank else build_model)(
+        config,
+        num_classes=info.num_classes,
+        image_px=min(info.height_px, info.width_px),
+        mean=info.mean,
+        std=info.std,
+    )
+
+
+def prepared(settings: TrainSettings, device: torch.device) -> torch.device:
+    """The device, with torch set up for it in this process."""
+    torch.set_num_threads(settings.compute.threads_per_worker)
+    keep_freed_memory()
+    torch.manual_seed(settings.seed)
+    # TF32 in matrix products and convolutions: what is lost is less than bf16 loses, and on CPUs it changes nothing
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = not settings.compute.deterministic
+    torch.use_deterministic_algorithms(settings.compute.deterministic)
+    return device
+
+
+def batches_of(
+    dataset: Dataset, split: Split, settings: TrainSettings, shard: Shard, device: torch.device
+) -> tuple[Batches, Batches]:
+    """Training and validation batches of this rank."""
+    info = dataset.info
+    shape: dict[str, Any] = {"height_px": info.height_px, "flip": info.flip, "num_classes": info.num_classes}
+    training: dict[str, Any] = {
+        "batch_size": settings.optim.worker_batch(len(split.train_indices), shard.world),
+        "augment": Augment.from_config(settings.augment, **shape),
+        "seed": settings.seed,
+    }
+    placed: dict[str, Any] = {"device": device, "shard": shard}
+    images, rows = dataset.train, (split.train_indices, split.validation_indices)
+    if isinstance(images, Images):
+        train = ResidentBatches(images, rows[0], **training, **placed)
+        return train, ResidentBatches(images, rows[1], batch_size=VALIDATION_BATCH, **placed)
+    data = settings.data
+    placed |= {"preprocess": info.preprocess, "memory_bytes": data.memory_bytes, "on_error": data.on_error}
+    streamed = StreamedBatches(images.subset(rows[0]), **training, **placed)
+    return streamed, StreamedBatches(images.subset(rows[1]), batch_size=VALIDATION_BATCH, **placed)
+
+
+def distributed(model: nn.Module, settings: TrainSettings, shard: Shard, device: torch.device) -> nn.Module:
+    """The model as the loop calls it: compiled where wanted, gradients averaged over the ranks."""
+    network = model
+    if shard.world > 1:
+        if settings.optim.sync_batch_norm:
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
+        network = ray.train.torch.prepare_model(
+            network,
+            move_to_device=device,
+            parallel_strategy_kwargs={
+                # norm statistics are averaged once an epoch by fit(): with every batch it would be a second exchange
+                "broadcast_buffers": False,
+                "gradient_as_bucket_view": True,
+                # this keeps DDP from forming its buckets anew after the first step, which with 3 ranks and more changes
+                # the order of sums, so that a resumed run would differ in the last bit
+                "find_unused_parameters": settings.compute.deterministic,
+            },
+        )
+    return torch.compile(network) if settings.compute.compile else network  # type: ignore[return-value]  # its stub
+
+
+def _nodes(world: int) -> dict[str, int]:
+    """Kind -> number of the nodes that the ranks are on."""
+    own = ray.get_runtime_context().get_node_id()
+    ids: list[Any] = [own] * world
+    if dist.is_initialized():
+        dist.all_gather_object(ids, own)
+    return nodes_of(ids, ray.nodes())
+
+
+def _say_world(board: Any, settings: TrainSettings, state: TrainState, train: Batches) -> None:
+    """An elastic run says how many train from here on: the learning rate follows."""
+    if train.shard.rank == 0 and settings.compute.workers.is_elastic:
+        world_batch = train.batch_size * train.shard.world * settings.optim.accumulate_steps
+        board.say.remote(
+            f"{train.shard.world} of {settings.compute.num_workers} workers: world batch {world_batch},"
+            f" peak rate {state.peak_lr:g}"
+        )
+
+
+def _utilisation(
+    state: TrainState, info: DatasetInfo, world: int, device: torch.device
+) -> Callable[[float], float] | None:
+    """The MFU (0-1) at so many images a second of all ranks; None where the device's peak is not known (CPUs)."""
+    peak = peak_flops(torch.cuda.get_device_name(device), state.precision) if device.type == "cuda" else None
+    if peak is None:
+        return None
+    flops = flops_per_image(state.model, min(info.height_px, info.width_px))
+    return partial(mfu, flops, num_gpus=world, peak=peak)
+
+
+class _Watcher:
+    """Sends rank 0's reports to MLflow and to the progress line; neither can hold up the loop."""
+
+    def __init__(self, config: dict[str, Any], state: TrainState, utilisation: Callable[[float], float] | None) -> None:
+        self._metrics = MetricLog(config["tracking_uri"], config["run_id"], Path(config["spool"]))
+        self._board = config["board"]
+        self._narrator = Narrator(state.step)
+        self._num_steps = 0
+        self._utilisation = utilisation
+
+    def see(self, report: StepReport | EpochReport) -> None:
+        """Log one report: step metrics by optimiser step, epoch metrics by epoch; one axis a name (FAULTS 17)."""
+        if isinstance(report, StepReport):
+            self._num_steps = report.num_steps
+            names = ("loss", "accuracy", "lr", "images_per_s")
+            self._metrics.log({f"train/{n}": getattr(report, n) for n in names}, report.step)
+        else:
+            self._metrics.log({"val/loss": report.val_loss, "val/accuracy": report.val_accuracy}, report.epoch)
+            whole = ("train_loss", "train_accuracy", "seconds", "images_per_s", "data_seconds", "memory_peak_mb")
+            self._metrics.log({f"epoch/{n}": getattr(report, n) for n in whole}, report.epoch)
+            if self._utilisation:
+                self._metrics.log({"epoch/mfu": self._utilisation(report.images_per_s)}, report.epoch)
+        self._board.write.remote(self._narrator.line(report, self._num_steps or report.step))
+
+    def close(self) -> int:
+        """The number of metrics that could not leave in a moment; the spool keeps them for the driver to send."""
+        return self._metrics.close(timeout_s=5.0)

@@ -1,0 +1,182 @@
+"""The folder of a sweep: its settings, where it stands, and a row a trial; beside Ray Tune's own state.
+
+RAYAPP_HOME/sweeps/NAME/sweep.json    name, MLflow run, stage, settings
+                        trials.json   the rows, and the seconds that all parts of the sweep took so far
+                        metrics/      metrics on their way to MLflow, a spool a trial
+STORAGE/NAME/                         what Ray Tune restores from: trials, checkpoints, searcher
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from pyarrow.fs import FileSelector
+
+from rayapp.config.commands import TuneSettings, validate
+from rayapp.config.train import Home
+from rayapp.errors import ConfigError, did_you_mean
+from rayapp.train.record import alone, open_storage, write_whole
+
+SWEEP_FILE, TRIALS_FILE = "sweep.json", "trials.json"
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass
+class TrialRow:
+    """What is known of a trial. values: those that were drawn and apply. The metrics are of its best epoch.
+
+    state: stopped means by the scheduler or the budget, before its last epoch. seconds: in fit(), of all its parts.
+    cost_usd: of its share of a node; None where the price is not known. curve, scores: the metric, and what schedulers
+    compare, after each epoch. sent: whether MLflow has all of it, with its last status.
+    """
+
+    trial_id: str
+    number: int
+    values: dict[str, Any]
+    state: State = "running"
+    run_id: str = ""
+    epoch: int = 0
+    num_epochs: int = 0
+    best_epoch: int = 0
+    val_accuracy: float | None = None
+    val_loss: float | None = None
+    latency_ms: float | None = None
+    seconds: float = 0.0
+    cost_usd: float | None = None
+    error: str = ""
+    restarts: int = 0
+    curve: list[float] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    sent: bool = False
+
+    def value(self, metric: str) -> float | None:
+        """The metric of its best epoch; None where it has none, or broke down."""
+        found = self.val_loss if metric == "val_loss" else self.val_accuracy
+        return None if self.error else found
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """One search. stage: searching (may be resumed), searched (the winner is still to be trained), done.
+
+    usd_per_second: of all nodes of the cluster that it began on; None where a price is not known.
+    """
+
+    name: str
+    run_id: str
+    stage: Literal["searching", "searched", "done"]
+    folder: Path
+    settings: TuneSettings
+    usd_per_second: float | None = None
+
+    @property
+    def storage(self) -> str:
+        """The folder or s3:// address below which Ray Tune has a folder for this sweep."""
+        return self.settings.compute.storage_path or str(self.folder / "ray")
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a trial was begun."""
+        return (self.folder / TRIALS_FILE).exists()
+
+    def tune_state(self) -> str:
+        """What Ray Tune has written down of all trials; nothing before it did so for the first time."""
+        files, root = open_storage(self.storage, self.name)
+        entries = files.get_file_info(FileSelector(root, allow_not_found=True))
+        states = [entry.path for entry in entries if entry.base_name.startswith("experiment_state")]
+        if not states:
+            return ""
+        with files.open_input_stream(max(states)) as file:
+            return bytes(file.read()).decode()
+
+    def save(self) -> None:
+        """Write sweep.json, whole or not at all."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "name": self.name,
+            "run_id": self.run_id,
+            "stage": self.stage,
+            "usd_per_second": self.usd_per_second,
+            "settings": self.settings.model_dump(mode="json", by_alias=True, exclude_unset=True),
+        }
+        write_whole(self.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
+
+    def at(self, stage: Literal["searching", "searched", "done"]) -> Sweep:
+        """The same sweep at another stage, saved."""
+        sweep = replace(self, stage=stage)
+        sweep.save()
+        return sweep
+
+    def save_trials(self, rows: Sequence[TrialRow], seconds: float) -> None:
+        """Write trials.json, whole or not at all. seconds: what the sweep took so far."""
+        content = {"seconds": seconds, "trials": [vars(row) for row in rows]}
+        # without indent, with which Python does it ten times slower, and this is done at each change
+        write_whole(self.folder / TRIALS_FILE, json.dumps(content) + "\n")
+
+    def load_trials(self) -> tuple[list[TrialRow], float]:
+        """The rows in the order in which their trials began, and the seconds that the sweep took."""
+        try:
+            content = json.loads((self.folder / TRIALS_FILE).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return [], 0.0
+        return [TrialRow(**row) for row in content["trials"]], float(content["seconds"])
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Nobody else on this machine runs this sweep inside. Raises ConfigError where somebody does."""
+        return alone(self.folder, f"sweep '{self.name}' is being run")
+
+
+def new_name(home: Home, settings: TuneSettings) -> str:
+    """The name of a new sweep. Raises ConfigError where there is one of that name."""
+    if settings.name and (home.sweeps / settings.name / SWEEP_FILE).exists():
+        raise ConfigError(
+            f"sweep '{settings.name}' exists already; give another --name, go on with it: --resume {settings.name},"
+            f" or remove it: --clean {settings.name}"
+        )
+    now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
+    return settings.name or f"sweep-{settings.data.dataset}-{settings.model.name}-{now}-{secrets.token_hex(2)}"
+
+
+def find_sweep(home: Home, name: str) -> Sweep:
+    """The sweep of this name. Raises ConfigError naming the nearest one."""
+    try:
+        content = json.loads((home.sweeps / name / SWEEP_FILE).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        known = [path.parent.name for path in home.sweeps.glob(f"*/{SWEEP_FILE}")]
+        hint = did_you_mean(name, known) if known else f" There is no sweep in {home.sweeps} yet."
+        raise ConfigError(f"no sweep '{name}'.{hint}") from error
+    settings = validate(TuneSettings, content["settings"])
+    folder, usd_per_second = home.sweeps / name, content["usd_per_second"]
+    return Sweep(content["name"], content["run_id"], content["stage"], folder, settings, usd_per_second)
+
+
+def ranked(rows: Sequence[TrialRow], metric: str) -> list[TrialRow]:
+    """The best first, those without a result last; a tie goes to the lower loss, then to the earlier trial."""
+
+    def worse(row: TrialRow) -> tuple[bool, float, float, int]:
+        value, loss = row.value(metric), row.val_loss or 0.0
+        return value is None, loss if metric == "val_loss" else -(value or 0.0), loss, row.number
+
+    return sorted(rows, key=worse)
+
+
+def best_row(rows: Sequence[TrialRow], metric: str) -> TrialRow | None:
+    """The first of ranked(); None where no row has a result."""
+    return next((row for row in ranked(rows, metric) if row.value(metric) is not None), None)
+
+
+def front(rows: Sequence[TrialRow]) -> list[TrialRow]:
+    """Those that no other row beats in both accuracy and latency, the fastest first."""
+    measured = [row for row in rows if row.val_accuracy is not None and row.latency_ms is not None and not row.error]
+    found: list[TrialRow] = []
+    for row in sorted(measured, key=lambda row: (row.latency_ms, -(row.val_accuracy or 0))):
+        if not found or (row.val_accuracy or 0) > (found[-1].val_accuracy or 0):
+            found.append(row)
+    return found

@@ -1,0 +1,214 @@
+"""What people see of a sweep: a live table in a terminal, plain lines in a log, and two pictures."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from matplotlib.ticker import MaxNLocator
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from rayapp.config.commands import TuneSettings
+from rayapp.runtime.progress import LOG_EVERY_S, clock, say
+from rayapp.tune.record import TrialRow, best_row, front, ranked
+from rayapp.vision.plots import BLUE, GREY, ORANGE, new_figure, save_figure
+
+MAX_LIVE_ROWS = 20  # in the live table: what runs, and the best
+STATE_STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
+GOOD_PART = 0.1  # of the trials is drawn in colour
+LABEL_BOX = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.8}
+WITHOUT = -0.12  # height in the picture of a setting that a trial does not have
+
+
+class SweepView:
+    """Shows the rows while the with block runs; update() may be called often."""
+
+    def __init__(self, console: Console, settings: TuneSettings) -> None:
+        self._console, self._settings = console, settings
+        self._live = Live(console=console, transient=True, refresh_per_second=2) if console.is_terminal else None
+        self._started, self._last_time, self._last_line = time.monotonic(), -LOG_EVERY_S, ""
+        self._ended_before: int | None = None
+
+    def __enter__(self) -> Self:
+        self._console.print(f"starting up to {self._settings.num_trials} trials ...", highlight=False)
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def update(self, rows: Sequence[TrialRow]) -> None:
+        """Show these rows."""
+        line = self._line(rows)
+        if self._live:
+            running = [row for row in rows if row.state == "running"]
+            best = ranked([row for row in rows if row.state != "running"], self._settings.search.metric)
+            shown = running + best[: max(0, MAX_LIVE_ROWS - len(running))]
+            self._live.update(Group(Text(line), trial_table(shown, self._settings)))
+        elif line != self._last_line and time.monotonic() - self._last_time >= LOG_EVERY_S:
+            say(self._console, line)
+            self._last_line, self._last_time = line, time.monotonic()
+
+    def _line(self, rows: Sequence[TrialRow]) -> str:
+        """'37/100 trials  2 running  20 stopped  best 0.6120 (trial 7)  $0.03  4:10 left'."""
+        counts = Counter[str](row.state for row in rows)
+        states = "  ".join(f"{counts[state]} {state}" for state in STATE_STYLES if counts[state])
+        best = best_row(rows, self._settings.search.metric)
+        text = f"{len(rows)}/{self._settings.num_trials} trials  {states}"
+        if best:
+            text += f"  best {best.val_accuracy:.4f} (trial {best.number})"
+        costs = [row.cost_usd for row in rows if row.cost_usd is not None]
+        if costs:
+            text += f"  ${sum(costs):.2f}"
+        ended = len(rows) - counts["running"]
+        self._ended_before = ended if self._ended_before is None else self._ended_before
+        if ended > self._ended_before:
+            each = (time.monotonic() - self._started) / (ended - self._ended_before)
+            text += f"  {clock(each * max(0, self._settings.num_trials - ended))} left"
+        return text
+
+
+def trial_table(rows: Sequence[TrialRow], settings: TuneSettings) -> Table:
+    """A line a trial: where it stands, its best epoch, its cost and its values."""
+    with_latency, with_cost = settings.search.latency, any(row.cost_usd is not None for row in rows)
+    table = Table(box=None, header_style="bold")
+    for name in ("trial", "state", "epoch", "accuracy", "loss"):
+        table.add_column(name, justify="left" if name == "state" else "right", no_wrap=True)
+    extra = ["ms"] * with_latency + ["s"] + ["USD"] * with_cost
+    for name in (*extra, *(name.rpartition(".")[2] for name in settings.space)):
+        table.add_column(name, justify="right", overflow="fold")
+    pareto = {row.number for row in front(rows)} if with_latency else set()
+    for row in rows:
+        state = Text(row.state, STATE_STYLES[row.state])
+        cells: list[str | Text] = [
+            f"{row.number}{'*' if row.number in pareto else ''}",
+            state,
+            f"{row.epoch}/{row.num_epochs or '?'}",
+        ]
+        cells += [number_text(row.val_accuracy, "{:.4f}"), number_text(row.val_loss, "{:.3f}")]
+        cells += [number_text(row.latency_ms, "{:.2f}")] * with_latency + [f"{row.seconds:.1f}"]
+        cells += [number_text(row.cost_usd, "{:.4f}")] * with_cost
+        table.add_row(*cells, *(value_text(row.values.get(name, "")) for name in settings.space))
+    return table
+
+
+def number_text(value: float | None, form: str) -> str:
+    """The number as form says; - for none."""
+    return "-" if value is None else form.format(value)
+
+
+def value_text(value: Any) -> str:
+    """A drawn value in few characters."""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def plot_history(rows: Sequence[TrialRow], metric: str, path: Path) -> None:
+    """The best metric of each trial in the order of their starts, the best so far, and their learning curves."""
+    figure, (left, right) = new_figure(11, 4, columns=2)
+    measured = [(row, value) for row in rows if (value := row.value(metric)) is not None]
+    for state, colour in (("stopped", GREY), ("finished", BLUE)):
+        part = [(row.number, value) for row, value in measured if row.state == state]
+        if part:
+            numbers, heights = zip(*part, strict=True)
+            left.scatter(numbers, heights, s=16, color=colour, label=f"{state} ({len(part)})")
+    better: Callable[[float, float], float] = min if metric == "val_loss" else max
+    best_so_far = list(accumulate((value for _, value in measured), better))
+    left.step([row.number for row, _ in measured], best_so_far, where="post", color=ORANGE, label="best so far")
+    left.set(xlabel="trial", ylabel=metric)
+    left.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    for axes in (left, right):
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for row, _ in measured:
+        is_whole = row.state == "finished"
+        colour, alpha = (BLUE, 0.9) if is_whole else (GREY, 0.6)
+        right.plot(range(1, len(row.curve) + 1), row.curve, color=colour, linewidth=1, alpha=alpha, marker=".")
+    right.set(xlabel="epoch", ylabel=metric)
+    save_figure(figure, path)
+
+
+def plot_parallel(rows: Sequence[TrialRow], settings: TuneSettings, path: Path) -> None:
+    """Parallel coordinates: a line a trial through its values to its metric; the best tenth is drawn in colour."""
+    metric, names = settings.search.metric, list(settings.space)
+    order = [row for row in ranked(rows, metric) if row.value(metric) is not None]
+    num_good = max(1, math.ceil(GOOD_PART * len(order)))
+    figure, (axes,) = new_figure(max(6, 2 * (len(names) + 1)), 4.5)
+    scales = [_Scale.of(settings, name, order) for name in names]
+    results = [row.value(metric) for row in order]
+    scales.append(_Scale(results))
+    for rank in reversed(range(len(order))):
+        row, good = order[rank], rank < num_good
+        values = [row.values.get(name) for name in names] + [results[rank]]
+        heights = [scale.height(value) for scale, value in zip(scales, values, strict=True)]
+        colour, alpha = (ORANGE, 0.9) if good else (GREY, 0.6)
+        axes.plot(range(len(heights)), heights, color=colour, alpha=alpha, linewidth=1.8 if good else 1.0)
+    for x, scale in enumerate(scales):
+        axes.axvline(x, color="black", linewidth=0.8)
+        for height, label in scale.labels():
+            axes.annotate(
+                label, (x, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center", bbox=LABEL_BOX
+            )
+    axes.set_xticks(range(len(scales)), [*names, metric])
+    axes.set_yticks([])
+    axes.spines[["left", "bottom"]].set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_xlim(-0.15, len(scales) - 0.55)
+    axes.set_title(f"{len(order)} trials; the best {num_good} in colour", fontsize=10)
+    save_figure(figure, path)
+
+
+class _Scale:
+    """Values -> heights (0-1) on one axis; those of a list stand evenly, and below all others trials that have none."""
+
+    def __init__(self, values: Sequence[Any], *, logarithmic: bool = False, listed: bool = False) -> None:
+        self._log = logarithmic
+        there = [value for value in values if value is not None]
+        self._some_without = len(there) < len(values)
+        self._places = sorted(set(there), key=_number_or_text) if listed else None
+        numbers = [] if listed else [self._unit(value) for value in there]
+        self._low, self._high = min(numbers, default=0.0), max(numbers, default=0.0)
+
+    @classmethod
+    def of(cls, settings: TuneSettings, name: str, rows: Sequence[TrialRow]) -> Self:
+        """The scale of one setting."""
+        kind = settings.space[name].kind
+        values = [row.values.get(name) for row in rows]
+        return cls(values, logarithmic=kind in ("log_uniform", "log_integer"), listed=kind in ("choice", "grid"))
+
+    def height(self, value: Any) -> float:
+        """Where a value stands."""
+        if value is None:
+            return WITHOUT
+        if self._places is not None:
+            return self._places.index(value) / max(1, len(self._places) - 1)
+        return (self._unit(value) - self._low) / ((self._high - self._low) or 1.0)
+
+    def labels(self) -> list[tuple[float, str]]:
+        """Heights and what stands there."""
+        without = [(WITHOUT, "not used")] if self._some_without else []
+        if self._places is not None:
+            return without + [(self.height(value), value_text(value)) for value in self._places]
+        ends = [(0.0, self._low), (1.0, self._high)]
+        return without + [(at, f"{math.exp(value) if self._log else value:.3g}") for at, value in ends]
+
+    def _unit(self, value: float) -> float:
+        return math.log(value) if self._log else float(value)
+
+
+def _number_or_text(value: Any) -> tuple[bool, float, str]:
+    """A key to sort by: numbers by size, then all else by its text."""
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return not is_number, value if is_number else 0.0, value_text(value)
