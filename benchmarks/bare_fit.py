@@ -17,8 +17,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rayapp.config.commands import TrainSettings, load
-from rayapp.config.train import Home
+from rayapp.config.commands import TrainSettings
+from rayapp.config.env import Home
+from rayapp.config.parse import load
 from rayapp.data import datasets
 from rayapp.data.preprocess import Images
 from rayapp.vision.augment import Augment

@@ -8,7 +8,8 @@ from typing import Any, Self
 
 from pydantic import ValidationError
 
-from rayapp.config.train import AugmentConfig, ModelConfig, OptimConfig, Section
+from rayapp.config.base import Section
+from rayapp.config.train import AugmentConfig, ModelConfig, OptimConfig
 from rayapp.errors import ConfigError
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from rayapp.config.train import Home
+from rayapp.config.env import Home
 from rayapp.errors import RayAppError
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker

@@ -24,10 +24,10 @@ from rayapp.config.commands import (
     ServeSettings,
     Settings,
     TrainSettings,
-    TuneSettings,
-    load,
 )
-from rayapp.config.train import Home
+from rayapp.config.env import Home
+from rayapp.config.parse import load
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, RayAppError, did_you_mean
 
 

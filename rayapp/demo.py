@@ -17,7 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from rayapp.config.commands import DemoSettings, DoctorSettings, EvaluateSettings, PromoteSettings, TrainSettings
-from rayapp.config.train import ComputeConfig, DataConfig, Home, OptimConfig, ServeArgs
+from rayapp.config.env import Home
+from rayapp.config.serve import ServeArgs
+from rayapp.config.train import ComputeConfig, DataConfig, OptimConfig
 from rayapp.data.datasets import load
 from rayapp.doctor import examine
 from rayapp.errors import ConfigError, RayAppError

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import rayapp
 from rayapp.config.commands import DoctorSettings
-from rayapp.config.train import Home, ray_address
+from rayapp.config.env import Home, ray_address
 from rayapp.errors import RayAppError
 
 Status = Literal["ok", "warn", "fail"]

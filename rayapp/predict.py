@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 
 from rayapp.config.commands import PredictSettings
-from rayapp.config.train import Home, api_key
+from rayapp.config.env import Home, api_key
 from rayapp.errors import DataError, ImageError, RequestError
 from rayapp.registry.models import Registry
 from rayapp.serve.asgi import prediction

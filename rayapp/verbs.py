@@ -20,9 +20,9 @@ from rayapp.config.commands import (
     RollbackSettings,
     ServeSettings,
     TrainSettings,
-    TuneSettings,
 )
-from rayapp.config.train import Home
+from rayapp.config.env import Home
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
 
 Json = dict[str, Any]

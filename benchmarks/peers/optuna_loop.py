@@ -28,7 +28,8 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from rayapp.config.train import AugmentConfig, DataConfig, Home, ModelConfig, OptimConfig
+from rayapp.config.env import Home
+from rayapp.config.train import AugmentConfig, DataConfig, ModelConfig, OptimConfig
 from rayapp.data import datasets
 from rayapp.data.preprocess import Images
 from rayapp.errors import TrainingError

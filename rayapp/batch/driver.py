@@ -17,7 +17,7 @@ from rich.console import Console
 from rayapp.batch.output import PART_IMAGES, Count, Output
 from rayapp.batch.pipeline import SCHEMA, Pipeline
 from rayapp.config.commands import BatchPredictSettings
-from rayapp.config.train import Home
+from rayapp.config.env import Home
 from rayapp.data.chunks import Part
 from rayapp.data.unlabelled import Unlabelled, unlabelled
 from rayapp.errors import ConfigError

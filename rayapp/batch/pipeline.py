@@ -24,7 +24,8 @@ import ray.data
 from numpy.typing import NDArray
 from ray.data import ActorPoolStrategy, ExecutionOptions, TaskPoolStrategy
 
-from rayapp.config.train import Device, PredictorsConfig
+from rayapp.config.base import Device
+from rayapp.config.batch import PredictorsConfig
 from rayapp.data.chunks import Chunk, in_groups
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from rayapp.config.train import Section
+from rayapp.config.base import Section
 
 Value = bool | int | float | str | None
 Algorithm = Literal["hyperopt", "optuna", "random", "grid"]

@@ -1,97 +1,18 @@
-"""The sections of all settings: frozen pydantic models, and what the environment says.
+"""The sections of a training's settings: frozen pydantic models.
 
-A function is given the section that it needs, never a global. How a verb's settings are put together of sections and
-read from a YAML file and flags is in commands.py; here nothing but pydantic is needed. This is the one file that reads
-the environment: RAYAPP_HOME, MLFLOW_TRACKING_URI, RAY_ADDRESS and RAYAPP_API_KEY; AWS_* and the like are read by the
-libraries that own them.
+A function is given the section that it needs, never a global. How a verb's settings are put together of sections is in
+commands.py, how they are read from a YAML file and flags in parse.py; here nothing but pydantic is needed.
 """
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-ImagesKind = Literal["folder", "parquet"]
-DatasetName = Literal["digits", "cifar10", "cifar100", "fashion_mnist", "folder", "parquet"]
-ModelName = Literal["mobilenet_v3_small", "mobilenet_v3_large", "resnet18", "resnet9"]
-Device = Literal["auto", "cpu", "cuda", "mps"]
-REGISTERED_MODEL = "vision"
+from rayapp.config.base import DatasetName, Device, ModelName, Section
+
 ALL_EPOCHS = 10**9
-
-
-class Section(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-
-# --- where things are -------------------------------------------------------------------------------------------------
-
-
-class Home(Section):
-    """The folder that holds all state of this machine, and the MLflow server or database that goes with it."""
-
-    folder: Path = Field(description="Folder of mlflow.db, artifacts/, runs/ and data/.")
-    tracking_uri: str = Field(description="MLflow server or database.")
-
-    @property
-    def runs(self) -> Path:
-        """Checkpoints and bundles, a folder a run."""
-        return self.folder / "runs"
-
-    @property
-    def sweeps(self) -> Path:
-        """Rows and state of sweeps, a folder a sweep."""
-        return self.folder / "sweeps"
-
-    @property
-    def data(self) -> Path:
-        """Downloaded and decoded data sets."""
-        return self.folder / "data"
-
-    @property
-    def artifacts(self) -> Path:
-        """MLflow's artifacts, where the tracking store is a database of this folder."""
-        return self.folder / "artifacts"
-
-    @property
-    def bundles(self) -> Path:
-        """Bundles downloaded from the registry, a folder a digest."""
-        return self.folder / "bundles"
-
-    @classmethod
-    def from_env(cls) -> Self:
-        """The home that RAYAPP_HOME (default ./.rayapp) and MLFLOW_TRACKING_URI (default: sqlite in it) name.
-
-        The working directory of a submitted Ray job is a copy that is thrown away, so there the default is ~/.rayapp.
-        """
-        given = os.environ.get("RAYAPP_HOME", "")
-        in_job_copy = "/runtime_resources/working_dir_files/" in f"{Path.cwd()}/"
-        folder = Path(given) if given else (Path.home() if in_job_copy else Path.cwd()) / ".rayapp"
-        folder = folder.expanduser().absolute()
-        uri = os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{folder / 'mlflow.db'}"
-        return cls(folder=folder, tracking_uri=uri)
-
-
-def ray_address() -> str | None:
-    """The cluster that RAY_ADDRESS names (Ray reads it itself); None where Ray is to be started in this process."""
-    return os.environ.get("RAY_ADDRESS") or None
-
-
-def built_git_sha() -> str | None:
-    """The commit that an image was built from, RAYAPP_GIT_SHA: an image is no checkout. None elsewhere."""
-    return os.environ.get("RAYAPP_GIT_SHA") or None
-
-
-def api_key() -> str | None:
-    """The key that `rayapp predict --url` sends: RAYAPP_API_KEY, because flags are in the list of processes."""
-    return os.environ.get("RAYAPP_API_KEY") or None
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
 
 
 class DataConfig(Section):
@@ -361,26 +282,6 @@ class ComputeConfig(Section):
         return Workers(int(words[0]), int(words[-1]))
 
 
-class ImagesConfig(Section):
-    """Which images are predicted."""
-
-    path: str = Field("", description="Folder (local or s3://) of image or Parquet files, folders in it included.")
-    dataset: ImagesKind | None = Field(
-        None,
-        description="folder: every image file. parquet: every row, in the Hugging Face layout"
-        " [default: what lies there].",
-    )
-
-
-class PredictorsConfig(Section):
-    """Processes that predict, and their device."""
-
-    num_workers: int | None = Field(
-        None, ge=1, description="Processes, one a GPU or one a CPU core [default: as many as the cluster has]."
-    )
-    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu.")
-
-
 class CheckpointConfig(Section):
     """When the state of a training is kept; at the end of each epoch it is in any case."""
 
@@ -409,85 +310,3 @@ class CostConfig(Section):
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
-
-MODEL_URI = "Model: models:/vision@ALIAS, models:/vision/VERSION, runs:/RUN_ID/model."
-
-
-class ShadowConfig(Section):
-    """A copy of the traffic for a second model, whose answers nobody gets."""
-
-    alias: str = Field("challenger", description="Alias of the model that is tried on a copy of the traffic.")
-    fraction: float = Field(0.0, ge=0, le=1, description="Part of the requests (0-1) that is copied; 0 is off.")
-
-
-class CanaryConfig(Section):
-    """A second model that answers some of the clients."""
-
-    alias: str = Field("challenger", description="Alias of the model that answers some of the clients.")
-    fraction: float = Field(
-        0.0,
-        ge=0,
-        le=1,
-        description="Part of the clients (0-1) that the canary answers, always the same ones; 0 is off.",
-    )
-    key_header: str = Field(
-        "x-client-id",
-        min_length=1,
-        description="Header that tells clients apart; without it the API key does, and without that the image.",
-    )
-
-
-class RequestLogConfig(Section):
-    """A sample of the predictions, kept as Parquet."""
-
-    folder: str | None = Field(None, description="Folder (local or s3://) of the Parquet files [default: no log].")
-    fraction: float = Field(0.01, gt=0, le=1, description="Part of the requests (0-1) that is kept.")
-    images: bool = Field(False, description="Keep the images themselves too, not only their digests.")
-    flush_s: float = Field(60.0, gt=0, le=3600, description="Longest time (seconds) until a prediction is in a file.")
-
-
-class ServeArgs(Section):
-    """What one serving application needs: the args of serve_configs/*.yaml."""
-
-    model: str = Field(f"models:/{REGISTERED_MODEL}@champion", description=MODEL_URI)
-    tracking_uri: str | None = Field(None, description="MLflow [default: MLFLOW_TRACKING_URI, or RAYAPP_HOME's own].")
-    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu.")
-    num_replicas: int = Field(1, ge=1, description="Processes that answer requests.")
-    num_threads: int = Field(1, ge=1, description="CPU threads a replica gives the model.")
-    poll_s: float = Field(2.0, gt=0, le=3600, description="Seconds between two looks at the alias.")
-    max_batch: int = Field(32, ge=1, le=1024, description="Largest number of images that go through the model at once.")
-    max_wait_ms: float = Field(2.0, ge=0, le=1000, description="Longest wait (ms) of an image for others to join it.")
-    max_queue: int = Field(1024, ge=1, description="Images that may wait; a request beyond gets 503.")
-    timeout_s: float = Field(60.0, gt=0, le=3600, description="Longest time for an answer (seconds); then 504.")
-    max_body_bytes: int = Field(64 * 2**20, ge=1024, description="Largest request body (bytes); beyond it 413.")
-    max_waiting_bytes: int = Field(
-        2**29, ge=1024, description="Request bodies (bytes) that may be in memory at once; a request beyond gets 503."
-    )
-    max_image_pixels: int = Field(100_000_000, ge=1, description="Largest image (pixels); beyond it 413.")
-    max_images: int = Field(1000, ge=1, le=1000, description="Most images in one predict_batch; beyond it 413.")
-    api_keys: Path | None = Field(
-        None,
-        description="File of SHA-256 digests of API keys, one a line; requests then need 'Authorization: Bearer KEY'.",
-    )
-    access_log: bool = Field(False, description="Log each POST request as a line of JSON, on stderr of the replica.")
-    shadow: ShadowConfig = ShadowConfig()
-    canary: CanaryConfig = CanaryConfig()
-    request_log: RequestLogConfig = RequestLogConfig()
-
-    @model_validator(mode="after")
-    def _a_request_has_room(self) -> Self:
-        if self.max_waiting_bytes < self.max_body_bytes:
-            raise ValueError(
-                f"max_waiting_bytes {self.max_waiting_bytes} is less than max_body_bytes {self.max_body_bytes}, so a"
-                " request of that size would never be served; raise it, or lower the other"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _second_model(self) -> Self:
-        if self.shadow.fraction and self.canary.fraction and self.shadow.alias != self.canary.alias:
-            raise ValueError(
-                f"shadow.alias '{self.shadow.alias}' and canary.alias '{self.canary.alias}' differ, and a replica holds"
-                " one model beside the one it serves; name the same, or turn one off"
-            )
-        return self

@@ -18,7 +18,8 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from rayapp.config.train import DataConfig, DatasetName
+from rayapp.config.base import DatasetName
+from rayapp.config.train import DataConfig
 from rayapp.data.cache import Channels, open_decoded
 from rayapp.data.chunks import Int64Array, Part
 from rayapp.data.preprocess import Images, PreprocessSpec

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 
-from rayapp.config.train import ImagesConfig, ImagesKind
+from rayapp.config.base import ImagesKind
+from rayapp.config.batch import ImagesConfig
 from rayapp.data.chunks import UNLABELLED, Chunk, Part
 from rayapp.data.files import NUM_READERS, Tree
 from rayapp.data.sources import IMAGE_SUFFIXES, file_chunks, require_columns, row_chunks

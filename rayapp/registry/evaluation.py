@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.config.commands import EvaluateSettings
-from rayapp.config.train import Home
+from rayapp.config.env import Home
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import Tracker
 from rayapp.vision.bundle import Bundle

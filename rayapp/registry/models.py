@@ -11,12 +11,12 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rayapp.config.train import REGISTERED_MODEL
+from rayapp.config.base import REGISTERED_MODEL
 from rayapp.errors import BundleError, RegistryError
-from rayapp.registry.flavour import FILES, write_model
 from rayapp.registry.tracking import connected
 from rayapp.registry.uris import (
     CHALLENGER,
@@ -30,10 +30,11 @@ from rayapp.registry.uris import (
     search,
     version_of,
 )
-from rayapp.vision.bundle import Bundle
+from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
 
 __all__ = ["ModelVersion", "Registry"]
 
@@ -67,7 +68,7 @@ class Registry:
     # --- naming -------------------------------------------------------------------------------------------------------
 
     def resolve(self, uri: str) -> ModelVersion:
-        """The version that uri means now; names.py tells the forms of a URI. A stage is answered with a warning."""
+        """The version that uri means now; uris.py tells the forms of a URI. A stage is answered with a warning."""
         reference = parse(uri)
         with connected(self._uri) as client:
             version = resolve(client, reference)
@@ -288,3 +289,38 @@ def _cache_key(source: str) -> str:
     """The id of the logged model that source names, or a digest of it where it names none."""
     found = re.search(r"\bm-[0-9a-f]{32}\b", source)
     return found.group() if found else hashlib.sha256(source.encode()).hexdigest()[:32]
+
+
+FILES = (MANIFEST, WEIGHTS, GRAPH)
+
+
+def write_model(bundle: Bundle, model: LoggedModel, folder: Path) -> None:
+    """Write bundle to folder as an MLflow model of the onnx flavour, with nothing of MLflow's global state.
+
+    mlflow.onnx.log_model would take the tracking URI from there.
+    """
+    import mlflow.onnx
+    import numpy as np
+    import onnx
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    spec = bundle.manifest.preprocess
+    images = TensorSpec(np.dtype("uint8"), (-1, spec.height_px, spec.width_px, 3), "images")
+    logits = TensorSpec(np.dtype("float32"), (-1, len(bundle.manifest.class_names)), "logits")
+    mlflow.onnx.save_model(
+        onnx.load(bundle.folder / GRAPH),
+        str(folder),
+        mlflow_model=Model(
+            artifact_path=model.artifact_location,
+            run_id=model.source_run_id,
+            model_uuid=model.model_id,
+            model_id=model.model_id,
+        ),
+        signature=ModelSignature(Schema([images]), Schema([logits])),
+        # given, because finding them out would start a process for seconds
+        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "onnx", "onnxruntime")],
+        save_as_external_data=False,
+    )
+    for name in FILES:  # the graph too: its digest is of our bytes, not of a second serialisation
+        shutil.copyfile(bundle.folder / name, folder / name)

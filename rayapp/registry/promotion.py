@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from rayapp.config.base import REGISTERED_MODEL
 from rayapp.config.commands import PromoteSettings, RollbackSettings
-from rayapp.config.train import REGISTERED_MODEL
 from rayapp.errors import PromotionRefused, RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.uris import CHAMPION, ModelVersion

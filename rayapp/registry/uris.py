@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple
 
-from rayapp.config.train import REGISTERED_MODEL
+from rayapp.config.base import REGISTERED_MODEL
 from rayapp.errors import RegistryError, did_you_mean
 
 if TYPE_CHECKING:

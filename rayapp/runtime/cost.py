@@ -6,21 +6,19 @@ node counts as a whole machine from the moment that workers are placed on it, fo
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from statistics import median
+from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.util.accelerators import accelerators
 
-from rayapp.config.commands import Recipe
+from rayapp.config.sweep import BudgetConfig
 from rayapp.config.train import CostConfig
-from rayapp.errors import ConfigError, RegistryError, did_you_mean
-from rayapp.registry.tracking import PastRun, Tracker
+from rayapp.errors import ConfigError, did_you_mean
+from rayapp.runtime.resources import share_of_node
 
 CPU, UNKNOWN = "cpu", "unknown"
 
@@ -43,9 +41,6 @@ RAY_NAMES = {CPU} | {v for k, v in vars(accelerators).items() if isinstance(v, s
 DERIVED_NAME = re.compile(r"(?:[A-Z]+-)*[A-Z]+\d[A-Z0-9]*|(?:GeForce|TITAN)-[\w-]+")
 COUNT = re.compile(r"^([2-9]|[1-9]\d+)x")
 
-# Settings of compute that decide about time; what device came to is a tag of the run's hardware.
-TIMED_COMPUTE = {"num_workers", "threads_per_worker", "compile", "deterministic"}
-
 
 @dataclass(frozen=True)
 class NodeUse:
@@ -59,17 +54,6 @@ class NodeUse:
     def node_hours(self) -> float:
         """Hours of one node."""
         return self.num_nodes * self.seconds / 3600
-
-
-@dataclass(frozen=True)
-class Expected:
-    """Seconds and USD of n past runs: their medians; low and high are the shortest and the longest (seconds)."""
-
-    seconds: float
-    cost_usd: float | None
-    n: int
-    low: float
-    high: float
 
 
 # --- nodes ------------------------------------------------------------------------------------------------------------
@@ -151,38 +135,39 @@ def _hint(name: str) -> str:
 # --- what past runs say -----------------------------------------------------------------------------------------------
 
 
-def recipe_digest(settings: Recipe) -> str:
-    """16 hex digits that are equal where the settings that decide about time are: tag "recipe" of a run."""
-    content = settings.model_dump(mode="json", include={"data", "model", "optim", "augment"})
-    content["compute"] = settings.compute.model_dump(mode="json", include=TIMED_COMPUTE)
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+@dataclass(frozen=True)
+class Rates:
+    """USD a second, of the whole cluster and of one trial's share of a node; None where a price is not known."""
 
+    cluster: float | None
+    trial: float | None
+    kinds: tuple[str, ...]
 
-def expected(past: Sequence[PastRun]) -> Expected | None:
-    """What these runs took, by their metrics seconds and cost_usd; None where there are none."""
-    seconds = [run.metrics["seconds"] for run in past if "seconds" in run.metrics]
-    costs = [run.metrics["cost_usd"] for run in past if "cost_usd" in run.metrics]
-    if not seconds:
-        return None
-    return Expected(
-        seconds=median(seconds),
-        cost_usd=median(costs) if costs else None,
-        n=len(seconds),
-        low=min(seconds),
-        high=max(seconds),
-    )
+    @classmethod
+    def of(cls, prices: Mapping[str, float], resources: Mapping[str, float]) -> Rates:
+        """Of the nodes that are there. resources: what a trial takes."""
+        nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
+        kinds = nodes_of([node["NodeID"] for node in nodes], nodes)
+        whole = cost_usd([NodeUse(kind, count, 1.0) for kind, count in kinds.items()], prices)
+        needed = "GPU" if resources.get("gpu") else "CPU"
+        shares = []
+        for node in nodes:
+            if node["Resources"].get(needed):
+                (kind,) = nodes_of([node["NodeID"]], nodes)
+                usd = cost_usd([NodeUse(kind, 1, 1.0)], prices)
+                shares.append(None if usd is None else usd * share_of_node(resources, node))
+        known = [share for share in shares if share is not None]
+        # where nodes differ, a trial is put down at the dearest that it may have had
+        return cls(whole, max(known) if known and len(known) == len(shares) else None, tuple(sorted(kinds)))
 
-
-def look_back(tracker: Tracker, tags: Mapping[str, str]) -> dict[str, Any]:
-    """ "expected": what runs of the same recipe on the same hardware took; or None, and "why".
-
-    tags: those that this run would get. An MLflow that is away is a reason, not an error.
-    """
-    board = "hardware.gpu" if tags["hardware.device"] == "cuda" else "hardware.cpu"
-    try:
-        found = expected(tracker.past_runs({name: tags[name] for name in ("recipe", "hardware.device", board)}))
-    except RegistryError as error:
-        return {"expected": None, "why": str(error)}
-    if found is None:
-        return {"expected": None, "why": "no run of this recipe has finished on this hardware yet"}
-    return {"expected": asdict(found)}
+    def limit_s(self, budget: BudgetConfig) -> float | None:
+        """How long a sweep may take; None for as long as it likes. Raises ConfigError where that takes a price."""
+        if budget.usd and self.cluster is None:
+            raise ConfigError(
+                f"budget.usd is {budget.usd:g}, but the price of these nodes ({', '.join(self.kinds)}) is not"
+                " known; give it in the YAML, as cost: {usd_per_hour: {cpu: 0.07}}, or say --budget.minutes"
+            )
+        limits = [60 * budget.minutes] if budget.minutes else []
+        if budget.usd and self.cluster:
+            limits.append(budget.usd / self.cluster)
+        return min(limits, default=None)

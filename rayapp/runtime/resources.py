@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
 import ray
 import torch
 
+from rayapp.config.base import Device
 from rayapp.config.commands import TrainSettings
-from rayapp.config.train import ComputeConfig, Device, ray_address
+from rayapp.config.env import ray_address
+from rayapp.config.train import ComputeConfig
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
 from rayapp.vision.predictor import resolve_device
 from rayapp.vision.state import resolve_precision
@@ -70,3 +78,57 @@ def device_of(wanted: Device) -> str:
     if wanted == "auto":
         return "cuda" if ray.cluster_resources().get("GPU", 0) else "cpu"
     return wanted
+
+
+def resources_each(settings: TuneSettings, device: str) -> dict[str, float]:
+    """What a trial takes, as Ray Tune names it."""
+    trials, num_workers = settings.trials, settings.compute.workers.high
+    cpus = float(settings.compute.threads_per_worker) if trials.cpus is None else trials.cpus
+    if device != "cuda":
+        if trials.gpus:
+            raise ConfigError(f"trials.gpus is {trials.gpus:g}, but trials run on {device}; leave it out")
+        return {"cpu": cpus * num_workers}
+    if trials.gpus == 0:
+        raise ConfigError("trials.gpus is 0, but trials run on cuda; leave it out, or say --compute.device cpu")
+    return {"cpu": cpus * num_workers, "gpu": num_workers * (1.0 if trials.gpus is None else trials.gpus)}
+
+
+def resources_held(settings: TuneSettings, device: str) -> dict[str, float]:
+    """What Ray Tune keeps for a trial itself: all of it, but where it has workers, they ask for theirs on their own.
+
+    A byte of memory then stands for nothing, which Ray does not let one ask for.
+    """
+    return resources_each(settings, device) if settings.compute.workers.high == 1 else {"cpu": 0, "memory": 1}
+
+
+def check_room(settings: TuneSettings, resources: Mapping[str, float]) -> int:
+    """How many trials run at once. Raises ConfigError where there is no room for one, or for trials.at_once."""
+    if ray_address():
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    else:
+        import torch
+
+        nodes = [{"CPU": float(os.cpu_count() or 1), "GPU": float(torch.cuda.device_count())}]
+    asked = {name.upper(): each for name, each in resources.items() if each}
+    there = {name: sum(node.get(name, 0.0) for node in nodes) for name in asked}
+    # a trial is on one node; its workers, where it has several, may be on any
+    places = nodes if settings.compute.workers.high == 1 else [there]
+    room = sum(min(math.floor(at.get(name, 0.0) / each + 1e-9) for name, each in asked.items()) for at in places)
+    wanted = settings.trials.at_once or 1
+    if wanted > room:
+        needs = " and ".join(f"{each * wanted:g} {name}s" for name, each in asked.items())
+        has = " and ".join(f"{there[name]:g} {name}s" for name in asked)
+        smaller = " or ".join(f"--trials.{name.lower()}s" for name in asked)
+        raise ConfigError(
+            f"{wanted} trials at once need {needs}, there are {has}: at most {room} fit; lower --trials.at_once or"
+            f" {smaller}, or add nodes"
+        )
+    return min(settings.trials.at_once or room, settings.num_trials)
+
+
+def share_of_node(resources: Mapping[str, float], node: Mapping[str, Any]) -> float:
+    """The part (0-1) of a node that a trial takes: of its GPUs where it has some, else of its cores."""
+    total: Mapping[str, float] = node["Resources"]
+    if resources.get("gpu"):
+        return min(1.0, resources["gpu"] / total.get("GPU", 1.0))
+    return min(1.0, resources["cpu"] / total.get("CPU", 1.0))

@@ -6,16 +6,19 @@ import contextlib
 import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from threading import Thread
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
-from rayapp.config.train import ray_address
+from rayapp.config.env import ray_address
 
 KEEP_IDLE_MS = 30_000  # processes that wait for their first work; Ray's own second is over before there can be any
 OBJECT_STORE_BYTES = 256 * 2**20  # images stay in the workers; only small things pass through the store
+
+T = TypeVar("T")
 
 
 @contextlib.contextmanager
@@ -85,3 +88,23 @@ def _private_files() -> Iterator[None]:
         yield
     finally:
         os.umask(before)
+
+
+def interruptible(function: Callable[[], T]) -> T:
+    """What function returns or raises. In the main thread Ray would take Ctrl-C for itself and exit with code 0."""
+    outcome: dict[str, Any] = {}
+
+    def call() -> None:
+        try:
+            outcome["value"] = function()
+        except BaseException as error:  # noqa: BLE001 - handed to the caller below, whatever it is
+            outcome["error"] = error
+
+    thread = threading.Thread(target=call, daemon=True, name="ray-train")
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)
+    if "error" in outcome:
+        raise outcome["error"]
+    value: T = outcome["value"]
+    return value

@@ -26,7 +26,8 @@ from starlette.applications import Starlette
 from starlette.types import ASGIApp
 
 from rayapp.config.commands import ServeSettings
-from rayapp.config.train import Home, ServeArgs, ray_address
+from rayapp.config.env import Home, ray_address
+from rayapp.config.serve import ServeArgs
 from rayapp.errors import BundleError, ConfigError, RayAppError, RegistryUnavailable
 from rayapp.registry.models import Registry
 from rayapp.registry.uris import ModelVersion
@@ -35,12 +36,10 @@ from rayapp.serve import request_log
 from rayapp.serve.asgi import build_app
 from rayapp.serve.auth import ApiKeys
 from rayapp.serve.coordinator import DEPLOYMENT, ENVIRONMENT, REPLICAS, Coordinator, RayFleet, champion_of
-from rayapp.serve.follower import Follower, first_served
+from rayapp.serve.follower import Follower, LastServed, first_served
 from rayapp.serve.haproxy import controller_env, private_haproxy, replica_env
-from rayapp.serve.last_served import LastServed
-from rayapp.serve.logs import Logs
+from rayapp.serve.logs import Logs, log_to_stderr
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.process import log_to_stderr
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, Serving
 from rayapp.vision.predictor import resolve_device

@@ -16,10 +16,11 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.handle import DeploymentHandle
 
-from rayapp.config.train import Home, ServeArgs
+from rayapp.config.env import Home
+from rayapp.config.serve import ServeArgs
 from rayapp.registry.tracking import connected
 from rayapp.registry.uris import ModelVersion, parse, resolve
-from rayapp.serve.process import log_to_stderr
+from rayapp.serve.logs import log_to_stderr
 from rayapp.serve.rollout import Refusal, Rollout, Serving, outcome
 
 DEPLOYMENT, REPLICAS = "Rollout", "VisionClassifier"  # names of the deployments

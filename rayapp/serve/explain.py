@@ -10,7 +10,7 @@ import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 
-from rayapp.config.train import ServeArgs
+from rayapp.config.serve import ServeArgs
 from rayapp.data.preprocess import open_image
 from rayapp.errors import BundleError, RequestError, did_you_mean
 from rayapp.serve.replica import Served

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from pydantic import TypeAdapter, ValidationError
 
-from rayapp.config.train import ServeArgs
+from rayapp.config.serve import ServeArgs
 from rayapp.errors import BundleError, RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.uris import ModelVersion
-from rayapp.serve.last_served import LastServed
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica, Served
 from rayapp.serve.rollout import Refusal, Serving, outcome, refusal_of, unknown
 from rayapp.vision.predictor import Predictor
 
 log = logging.getLogger(__name__)
+
+VERSION = TypeAdapter(ModelVersion)
 
 
 def prepare(registry: Registry, version: ModelVersion, cache: Path, args: ServeArgs) -> Served:
@@ -152,3 +158,39 @@ class Follower:
     def _tell_served(self) -> None:
         served, second = self._replica.served, self._replica.second
         self._metrics.serves(served.label, served.digest, (second.label, second.digest) if second else None)
+
+
+class LastServed:
+    """One file beside the downloaded bundles: model URI -> the version that it meant, and what is said of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / "last_served.json"
+
+    def read(self, model: str) -> tuple[ModelVersion, dict[str, Any]] | None:
+        """What was served last under a model URI; None where nothing was, or the note is damaged."""
+        found = self._notes().get(model)
+        if not isinstance(found, dict):
+            return None
+        try:
+            return VERSION.validate_python(found["version"]), dict(found["metadata"])
+        except (ValidationError, KeyError, TypeError, ValueError) as error:
+            log.warning("cannot use %s: %s", self._path, " ".join(str(error).split()))
+            return None
+
+    def write(self, model: str, version: ModelVersion, metadata: Mapping[str, Any]) -> None:
+        """Note what is served from now on. A note that cannot be written is logged: serving goes on without."""
+        note = {"version": VERSION.dump_python(version, mode="json"), "metadata": dict(metadata)}
+        partial = self._path.with_suffix(f".{os.getpid()}.partial")
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_text(json.dumps({**self._notes(), model: note}), encoding="utf-8")
+            os.replace(partial, self._path)
+        except OSError as error:
+            log.warning("cannot note the served model in %s: %s", self._path, error)
+
+    def _notes(self) -> dict[str, Any]:
+        try:
+            notes = json.loads(self._path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # none yet, or damaged: the next write replaces it
+            return {}
+        return notes if isinstance(notes, dict) else {}

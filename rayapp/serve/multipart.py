@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 import orjson
 from starlette.types import Receive
 
-from rayapp.config.train import ServeArgs
+from rayapp.config.serve import ServeArgs
 from rayapp.errors import RequestError
 
 Headers = dict[bytes, bytes]

@@ -17,7 +17,7 @@ from functools import cached_property
 from time import perf_counter
 from typing import Any, TypeVar
 
-from rayapp.config.train import ServeArgs
+from rayapp.config.serve import ServeArgs
 from rayapp.data.preprocess import PreprocessSpec, UInt8Array, peek_image
 from rayapp.errors import ImageError, RequestError
 from rayapp.registry.uris import ModelVersion

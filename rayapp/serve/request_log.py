@@ -30,7 +30,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow import fs
 
-from rayapp.config.train import RequestLogConfig
+from rayapp.config.serve import RequestLogConfig
 from rayapp.errors import ConfigError
 from rayapp.vision.predictor import Float32Array
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, ParamSpec, Protocol, TypeVar
 
-from rayapp.config.train import ServeArgs
+from rayapp.config.serve import ServeArgs
 from rayapp.errors import RayAppError, RegistryUnavailable
 from rayapp.registry.uris import ModelVersion
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from prometheus_client.core import Metric, Sample
 
-from rayapp.config.train import ServeArgs
+from rayapp.config.serve import ServeArgs
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Predicted, Replica, Served
 from rayapp.vision.predictor import Float32Array

@@ -27,7 +27,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from rayapp.config.train import CheckpointConfig
 from rayapp.runtime.cost import NodeUse
-from rayapp.train.record import open_storage
+from rayapp.storage import open_storage
 from rayapp.vision.loaders import Shard
 from rayapp.vision.loop import EpochReport, StepReport
 from rayapp.vision.state import Snapshot, TrainState, from_bytes, to_bytes

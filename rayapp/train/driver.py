@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import ray
@@ -16,30 +13,28 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
-from torch import Tensor
 
-from rayapp.config.commands import Recipe, TrainSettings
-from rayapp.config.train import Home, ray_address
-from rayapp.data.datasets import Dataset, DatasetInfo, Split, load
+from rayapp.config.commands import TrainSettings
+from rayapp.config.env import Home, ray_address
+from rayapp.data.datasets import Dataset, Split, load
 from rayapp.errors import ConfigError, RegistryError, TrainingError
-from rayapp.registry.models import ModelVersion, Registry
+from rayapp.provenance import flat, run_tags
+from rayapp.registry.models import ModelVersion
 from rayapp.registry.tracking import Tracker
-from rayapp.runtime.cost import look_back, usd_per_hour
+from rayapp.runtime.cost import usd_per_hour
 from rayapp.runtime.progress import Board, clock, say, shown
 from rayapp.runtime.resources import check_resources, resources_asked, starting
-from rayapp.runtime.start import ray_cluster
+from rayapp.runtime.start import interruptible, ray_cluster
+from rayapp.train.estimate import look_back
 from rayapp.train.publish import best_of, deliver
-from rayapp.train.record import Run, driver_imports, find_run, flat, new_name, refuse_existing, run_tags
-from rayapp.train.worker import model_for, train_worker
+from rayapp.train.record import Run, driver_imports, find_run, new_name, refuse_existing
+from rayapp.train.setup import Weights, absolute_paths, first_weights
+from rayapp.train.worker import train_worker
 from rayapp.vision.loop import EpochReport
-from rayapp.vision.models import load_weights
 from rayapp.vision.predictor import resolve_device
 from rayapp.vision.state import REFERENCE_BATCH
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
-R = TypeVar("R", bound=Recipe)
-Weights = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -151,37 +146,6 @@ def _earlier(home: Home, settings: TrainSettings) -> Run | None:
             " leave them out, or start a new run"
         )
     return earlier
-
-
-def first_weights(settings: Recipe, info: DatasetInfo, home: Home) -> Weights | None:
-    """What the model starts from; None for random weights. Got here, so that what cannot be had is said at once."""
-    if settings.model.pretrained:
-        return model_for(settings.model, info).state_dict()
-    if not settings.model.init:
-        return None
-    registry = Registry(home.tracking_uri)
-    bundle = registry.download(registry.resolve(settings.model.init), home.bundles)
-    name = bundle.manifest.model.name
-    if name != settings.model.name:
-        raise ConfigError(
-            f"model.init '{settings.model.init}' is a {name}, but model.name is '{settings.model.name}';"
-            f" say --model.name {name}"
-        )
-    model = model_for(settings.model, info)
-    same_classes = bundle.manifest.class_names == info.class_names
-    load_weights(model, bundle.load_model().state_dict(), same_classes=same_classes)
-    return model.state_dict()
-
-
-def absolute_paths(settings: R) -> R:
-    """Workers run in folders of their own, where a relative path means something else."""
-
-    def absolute(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
-
-    data = settings.data.model_copy(update={"path": absolute(settings.data.path)})
-    compute = settings.compute.model_copy(update={"storage_path": absolute(settings.compute.storage_path)})
-    return settings.model_copy(update={"data": data, "compute": compute})
 
 
 def _plan(settings: TrainSettings, dataset: Dataset, split: Split) -> dict[str, Any]:
@@ -306,26 +270,6 @@ def _trainer(run: Run, device: str, worker_config: dict[str, Any]) -> TorchTrain
 
 def _stopped(run: Run, reason: str) -> str:
     return f"training stopped: {reason}; the last good checkpoint is kept, go on with: rayapp train --resume {run.name}"
-
-
-def interruptible(function: Callable[[], T]) -> T:
-    """What function returns or raises. In the main thread Ray would take Ctrl-C for itself and exit with code 0."""
-    outcome: dict[str, Any] = {}
-
-    def call() -> None:
-        try:
-            outcome["value"] = function()
-        except BaseException as error:  # noqa: BLE001 - handed to the caller below, whatever it is
-            outcome["error"] = error
-
-    thread = threading.Thread(target=call, daemon=True, name="ray-train")
-    thread.start()
-    while thread.is_alive():
-        thread.join(timeout=0.5)
-    if "error" in outcome:
-        raise outcome["error"]
-    value: T = outcome["value"]
-    return value
 
 
 def _root_cause(error: ray.train.TrainingFailedError) -> str:

@@ -9,15 +9,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from rayapp.config.train import Home
+from rayapp.config.env import Home
 from rayapp.data.datasets import DatasetInfo, Split
 from rayapp.errors import RegistryError, TrainingError
+from rayapp.provenance import git_sha, package_versions
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import MetricLog, Tracker
 from rayapp.runtime.cost import cost_usd, energy_wh
 from rayapp.train.checkpoints import STATE, Checkpoints, epochs_of, uses_of
-from rayapp.train.record import Run, git_sha, package_versions
-from rayapp.train.worker import model_for
+from rayapp.train.record import Run
+from rayapp.train.setup import model_for
 from rayapp.vision.bundle import Manifest, write_bundle
 from rayapp.vision.loop import EpochReport
 from rayapp.vision.plots import plot_curves

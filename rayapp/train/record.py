@@ -2,35 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import platform
 import secrets
-import subprocess
-from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from filelock import FileLock, Timeout
-from pyarrow.fs import FileSystem
 
-from rayapp.config.commands import Recipe, TrainSettings, validate
-from rayapp.config.train import Home, built_git_sha
+from rayapp.config.commands import TrainSettings
+from rayapp.config.env import Home
+from rayapp.config.parse import validate
 from rayapp.data.datasets import Split
 from rayapp.errors import ConfigError, did_you_mean
+from rayapp.provenance import flat
 from rayapp.registry.tracking import heavy_modules
-from rayapp.runtime.cost import recipe_digest
+from rayapp.storage import alone, open_storage, write_whole
 
 Stage = Literal["training", "trained", "done"]
 RUN_FILE = "run.json"
-RECORDED_PACKAGES = ("ray", "torch", "torchvision", "mlflow", "onnxruntime", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -95,37 +87,9 @@ class Run:
         )
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file, whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
-
-
-@contextlib.contextmanager
-def alone(folder: Path, what_is_done: str) -> Iterator[None]:
-    """No other process of this machine is inside with the same folder. Raises ConfigError where one is."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / "lock", timeout=0)  # the system lets go of it when this process ends, however
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ConfigError(f"{what_is_done} by another process; wait for it, or give another --name") from error
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def driver_imports(home: Home) -> list[str]:
     """Modules that each driver needs once Ray is there: to split the images, and to open a run."""
     return [*heavy_modules(home.tracking_uri), "sklearn.model_selection"]
-
-
-def open_storage(storage: str, run: str) -> tuple[FileSystem, str]:
-    """The file system of a run's storage, a local folder or s3://, and the run's folder in it."""
-    files, root = FileSystem.from_uri(f"{storage.rstrip('/')}/{run}")
-    return files, str(root)
 
 
 def new_name(settings: TrainSettings) -> str:
@@ -188,61 +152,3 @@ def _refuse_changes(found: Run, settings: TrainSettings) -> None:
     if changed:
         what = ", ".join(f"{key} (was {before.get(key)}, is {now[key]})" for key in changed)
         raise ConfigError(f"run '{found.name}' was started with other settings: {what}; give another --name")
-
-
-def run_tags(settings: Recipe, device: str, data_digest: str) -> dict[str, str]:
-    """What a run stands on: code, versions, data, hardware."""
-    gpu = torch.cuda.get_device_name(0) if device == "cuda" and torch.cuda.is_available() else ""
-    return {
-        "git_sha": git_sha(),
-        "data_digest": data_digest,
-        "hardware.device": device,
-        "hardware.gpu": gpu,
-        "hardware.cpu": _cpu_name(),
-        "hardware.cores": str(os.cpu_count()),
-        "hardware.platform": platform.platform(terse=True),
-        "recipe": recipe_digest(settings),
-        "model_architecture": settings.model.name,
-        "dataset": settings.data.dataset,
-    } | {f"version.{name}": number for name, number in package_versions().items()}
-
-
-def package_versions() -> dict[str, str]:
-    """The versions of the packages that decide about results, and of Python."""
-    return {"python": platform.python_version()} | {name: version(name) for name in RECORDED_PACKAGES}
-
-
-def git_sha() -> str:
-    """The commit of this code, with -dirty where files were changed; "unknown" outside a checkout and an image."""
-    if built := built_git_sha():
-        return built
-    here = Path(__file__).parent
-    try:
-        sha = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],  # noqa: S607 - git is found by PATH
-            cwd=here,
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=5,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return sha.stdout.strip()
-
-
-def flat(settings: Recipe) -> dict[str, str]:
-    """The settings as MLflow parameters: "section.field" -> text."""
-    out: dict[str, str] = {}
-    for section, value in settings.model_dump(mode="json", by_alias=True).items():
-        fields = value if isinstance(value, dict) else {"": value}
-        out |= {f"{section}.{name}".rstrip("."): str(field) for name, field in fields.items()}
-    return out
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return platform.processor() or platform.machine()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())

@@ -14,28 +14,22 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed as dist
-from torch import nn
 
-from rayapp.config.commands import TrainSettings, validate
-from rayapp.config.train import ModelConfig
-from rayapp.data.datasets import Dataset, DatasetInfo, Split, load
-from rayapp.data.preprocess import Images
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import validate
+from rayapp.data.datasets import DatasetInfo, load
 from rayapp.errors import RayAppError, TrainingError
 from rayapp.registry.tracking import MetricLog
 from rayapp.runtime.cost import nodes_of
 from rayapp.runtime.progress import Narrator
 from rayapp.train.checkpoints import Checkpoints, Keeper
-from rayapp.train.streaming import StreamedBatches
-from rayapp.vision.augment import Augment
+from rayapp.train.setup import batches_of, distributed, model_for, prepared
 from rayapp.vision.flops import flops_per_image, mfu, peak_flops
-from rayapp.vision.loaders import Batches, ResidentBatches, Shard
+from rayapp.vision.loaders import Batches, Shard
 from rayapp.vision.loop import EpochReport, StepReport, fit
-from rayapp.vision.memory import keep_freed_memory
-from rayapp.vision.models import Classifier, blank_model, build_model
 from rayapp.vision.state import TrainState
 
 log = logging.getLogger(__name__)
-VALIDATION_BATCH = 512
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, Any]:
@@ -116,73 +110,6 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
     keeper.close()
     unsent = watcher.close() if watcher else 0
     return {"seconds": time.monotonic() - started, "unsent": unsent}
-
-
-def model_for(config: ModelConfig, info: DatasetInfo, *, blank: bool = False) -> Classifier:
-    """The model of a data set before training; blank: without pretrained weights, which are then given to it."""
-    return (blank_model if blank else build_model)(
-        config,
-        num_classes=info.num_classes,
-        image_px=min(info.height_px, info.width_px),
-        mean=info.mean,
-        std=info.std,
-    )
-
-
-def prepared(settings: TrainSettings, device: torch.device) -> torch.device:
-    """The device, with torch set up for it in this process."""
-    torch.set_num_threads(settings.compute.threads_per_worker)
-    keep_freed_memory()
-    torch.manual_seed(settings.seed)
-    # TF32 in matrix products and convolutions: what is lost is less than bf16 loses, and on CPUs it changes nothing
-    torch.set_float32_matmul_precision("high")
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = not settings.compute.deterministic
-    torch.use_deterministic_algorithms(settings.compute.deterministic)
-    return device
-
-
-def batches_of(
-    dataset: Dataset, split: Split, settings: TrainSettings, shard: Shard, device: torch.device
-) -> tuple[Batches, Batches]:
-    """Training and validation batches of this rank."""
-    info = dataset.info
-    shape: dict[str, Any] = {"height_px": info.height_px, "flip": info.flip, "num_classes": info.num_classes}
-    training: dict[str, Any] = {
-        "batch_size": settings.optim.worker_batch(len(split.train_indices), shard.world),
-        "augment": Augment.from_config(settings.augment, **shape),
-        "seed": settings.seed,
-    }
-    placed: dict[str, Any] = {"device": device, "shard": shard}
-    images, rows = dataset.train, (split.train_indices, split.validation_indices)
-    if isinstance(images, Images):
-        train = ResidentBatches(images, rows[0], **training, **placed)
-        return train, ResidentBatches(images, rows[1], batch_size=VALIDATION_BATCH, **placed)
-    data = settings.data
-    placed |= {"preprocess": info.preprocess, "memory_bytes": data.memory_bytes, "on_error": data.on_error}
-    streamed = StreamedBatches(images.subset(rows[0]), **training, **placed)
-    return streamed, StreamedBatches(images.subset(rows[1]), batch_size=VALIDATION_BATCH, **placed)
-
-
-def distributed(model: nn.Module, settings: TrainSettings, shard: Shard, device: torch.device) -> nn.Module:
-    """The model as the loop calls it: compiled where wanted, gradients averaged over the ranks."""
-    network = model
-    if shard.world > 1:
-        if settings.optim.sync_batch_norm:
-            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
-        network = ray.train.torch.prepare_model(
-            network,
-            move_to_device=device,
-            parallel_strategy_kwargs={
-                # norm statistics are averaged once an epoch by fit(): with every batch it would be a second exchange
-                "broadcast_buffers": False,
-                "gradient_as_bucket_view": True,
-                # this keeps DDP from forming its buckets anew after the first step, which with 3 ranks and more changes
-                # the order of sums, so that a resumed run would differ in the last bit
-                "find_unused_parameters": settings.compute.deterministic,
-            },
-        )
-    return torch.compile(network) if settings.compute.compile else network  # type: ignore[return-value]  # its stub
 
 
 def _nodes(world: int) -> dict[str, int]:

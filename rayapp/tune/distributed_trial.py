@@ -23,9 +23,11 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from rayapp.config.commands import TrainSettings, TuneSettings, validate
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import validate
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import TrainingError
-from rayapp.train.worker import distributed
+from rayapp.train.setup import distributed
 from rayapp.tune.trial import Shared, reports_of
 from rayapp.vision.loaders import Shard
 

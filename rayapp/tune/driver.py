@@ -13,24 +13,25 @@ from typing import Any
 from pyarrow.fs import FileType
 from rich.console import Console
 
-from rayapp.config.commands import TuneSettings
-from rayapp.config.train import Home, ray_address
+from rayapp.config.env import Home, ray_address
+from rayapp.config.tune import TuneSettings
 from rayapp.data.datasets import Dataset, Split, load
 from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError, RegistryError, TrainingError
+from rayapp.provenance import flat, run_tags
 from rayapp.registry.tracking import Status, Tracker
-from rayapp.runtime.cost import usd_per_hour
+from rayapp.runtime.cost import Rates, usd_per_hour
 from rayapp.runtime.progress import say
-from rayapp.runtime.resources import device_of
-from rayapp.runtime.start import ray_cluster
-from rayapp.train.driver import absolute_paths, first_weights, interruptible
-from rayapp.train.record import driver_imports, flat, open_storage, run_tags
-from rayapp.tune.rates import Rates
+from rayapp.runtime.resources import check_room, device_of, resources_each
+from rayapp.runtime.start import interruptible, ray_cluster
+from rayapp.storage import open_storage
+from rayapp.train.record import driver_imports
+from rayapp.train.setup import absolute_paths, first_weights
 from rayapp.tune.record import Sweep, TrialRow, find_sweep, new_name
 from rayapp.tune.recorder import TrialLog, last_report
 from rayapp.tune.report import SweepView
 from rayapp.tune.result import Tuned, record, show
-from rayapp.tune.search import check_room, resources_each, scheduler
+from rayapp.tune.search import scheduler
 from rayapp.tune.trial import Shared
 from rayapp.tune.trials import run_trials
 from rayapp.tune.winner import train_winner

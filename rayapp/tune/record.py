@@ -19,10 +19,11 @@ from typing import Any, Literal
 
 from pyarrow.fs import FileSelector
 
-from rayapp.config.commands import TuneSettings, validate
-from rayapp.config.train import Home
+from rayapp.config.env import Home
+from rayapp.config.parse import validate
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, did_you_mean
-from rayapp.train.record import alone, open_storage, write_whole
+from rayapp.storage import alone, open_storage, write_whole
 
 SWEEP_FILE, TRIALS_FILE = "sweep.json", "trials.json"
 State = Literal["running", "finished", "stopped", "failed"]

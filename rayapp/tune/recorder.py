@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from rayapp.errors import RegistryError
 from rayapp.registry.spool import Spool
 from rayapp.registry.tracking import SEND_EVERY_S, Status, Tracker
-from rayapp.train.record import open_storage
+from rayapp.storage import open_storage
 from rayapp.tune.distributed_trial import stop_workers
 from rayapp.tune.record import Sweep, TrialRow
 from rayapp.tune.search import SCORE, plain

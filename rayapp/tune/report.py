@@ -17,7 +17,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rayapp.config.commands import TuneSettings
+from rayapp.config.tune import TuneSettings
 from rayapp.runtime.progress import LOG_EVERY_S, clock, say
 from rayapp.tune.record import TrialRow, best_row, front, ranked
 from rayapp.vision.plots import BLUE, GREY, ORANGE, new_figure, save_figure

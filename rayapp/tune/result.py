@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from rayapp.config.commands import TuneSettings
+from rayapp.config.tune import TuneSettings
 from rayapp.registry.tracking import Tracker
 from rayapp.runtime.progress import clock, say
 from rayapp.tune.record import Sweep, TrialRow, best_row, ranked

@@ -19,7 +19,9 @@ import torch
 from ray import tune
 from ray.train._internal.session import get_session
 
-from rayapp.config.commands import TrainSettings, TuneSettings, validate
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import validate
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import TrainingError
 from rayapp.train.checkpoints import STATE
 from rayapp.tune.distributed_trial import wide_reports

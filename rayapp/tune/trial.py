@@ -11,11 +11,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
-from rayapp.config.commands import TrainSettings, TuneSettings
+from rayapp.config.commands import TrainSettings
+from rayapp.config.tune import TuneSettings
 from rayapp.data.datasets import Dataset, DatasetInfo, Split, load
 from rayapp.data.preprocess import Images
 from rayapp.errors import DataError
-from rayapp.train.worker import batches_of, model_for, prepared
+from rayapp.train.setup import batches_of, model_for, prepared
 from rayapp.tune.search import SCORE
 from rayapp.vision.loaders import Shard
 from rayapp.vision.loop import EpochReport, StepReport, fit

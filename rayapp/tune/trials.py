@@ -16,11 +16,12 @@ from ray.tune.execution import class_cache
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from ray.tune.schedulers import TrialScheduler
 
+from rayapp.runtime.resources import resources_held
+from rayapp.storage import open_storage
 from rayapp.train.checkpoints import STATE
-from rayapp.train.record import open_storage
 from rayapp.tune.record import Sweep
 from rayapp.tune.recorder import TrialLog
-from rayapp.tune.search import param_space, resources_held, searcher
+from rayapp.tune.search import param_space, searcher
 from rayapp.tune.trainable import run_trial
 from rayapp.tune.trial import Shared
 

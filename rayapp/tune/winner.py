@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from rayapp.config.commands import EvaluateSettings
-from rayapp.config.train import Home
+from rayapp.config.env import Home
 from rayapp.errors import TrainingError
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import ModelVersion, Registry

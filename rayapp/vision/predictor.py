@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayapp.config.train import Device
+from rayapp.config.base import Device
 from rayapp.data.preprocess import UInt8Array
 from rayapp.errors import ConfigError
 from rayapp.vision.bundle import GRAPH, Bundle, onnx_session

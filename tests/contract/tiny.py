@@ -23,7 +23,8 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 from starlette.types import ASGIApp
 
-from rayapp.config.train import DataConfig, ModelConfig, ServeArgs
+from rayapp.config.serve import ServeArgs
+from rayapp.config.train import DataConfig, ModelConfig
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import RegistryError, RegistryUnavailable
 from rayapp.registry.uris import ModelVersion

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from rayapp.cli import VERBS
-from rayapp.config.commands import load
+from rayapp.config.parse import load
 from tests.e2e.pages import ELSEWHERE, JOBS, PAGES, README, ROOT, TRAINING, TUNING, Shell, blocks, commands, inline
 
 RESUME = "rayapp train --resume RUN"  # by tests/ray/test_train.py, with the name of a run

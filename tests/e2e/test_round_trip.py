@@ -11,7 +11,8 @@ import pytest
 import torch
 from torchvision import datasets as tv
 
-from rayapp.config.train import AugmentConfig, DataConfig, DatasetName, ModelConfig, OptimConfig
+from rayapp.config.base import DatasetName
+from rayapp.config.train import AugmentConfig, DataConfig, ModelConfig, OptimConfig
 from rayapp.data.datasets import SOURCES, Dataset, DatasetInfo, load
 from rayapp.data.preprocess import Images
 from rayapp.vision.augment import Augment

@@ -20,7 +20,9 @@ import torch
 import yaml
 from PIL import Image
 
-from rayapp.config.train import Home, ModelConfig, ServeArgs
+from rayapp.config.env import Home
+from rayapp.config.serve import ServeArgs
+from rayapp.config.train import ModelConfig
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
 from rayapp.serve.metrics import Metrics

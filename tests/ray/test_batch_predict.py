@@ -21,8 +21,10 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayapp.config.commands import BatchPredictSettings, validate
-from rayapp.config.train import Home, ImagesConfig
+from rayapp.config.batch import ImagesConfig
+from rayapp.config.commands import BatchPredictSettings
+from rayapp.config.env import Home
+from rayapp.config.parse import validate
 from rayapp.data.unlabelled import unlabelled
 from rayapp.errors import ConfigError, DataError, RegistryError
 from rayapp.registry.models import Registry
@@ -212,9 +214,11 @@ FAILS = """
 import gc, sys, time
 from pathlib import Path
 from rayapp.batch import driver as verb, pipeline as inference
-from rayapp.config.train import Home, ImagesConfig
+from rayapp.config.batch import ImagesConfig
+from rayapp.config.env import Home
 from rayapp.errors import DataError
-from rayapp.config.commands import BatchPredictSettings, validate
+from rayapp.config.commands import BatchPredictSettings
+from rayapp.config.parse import validate
 home, data, output = sys.argv[1:]
 inference.TASK_IMAGES = 16
 listed = verb.unlabelled(ImagesConfig(path=data))

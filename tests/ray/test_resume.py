@@ -21,8 +21,9 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from rayapp.config.commands import TrainSettings, validate
-from rayapp.config.train import Home
+from rayapp.config.commands import TrainSettings
+from rayapp.config.env import Home
+from rayapp.config.parse import validate
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.train.checkpoints import Checkpoints
 from rayapp.train.record import Run

@@ -15,7 +15,8 @@ from urllib.parse import unquote, urlparse
 import httpx
 import pytest
 
-from rayapp.config.train import Home, ServeArgs
+from rayapp.config.env import Home
+from rayapp.config.serve import ServeArgs
 from rayapp.errors import ConfigError, RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker

@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from rayapp.config.commands import TrainSettings, validate
-from rayapp.config.train import Home
+from rayapp.config.commands import TrainSettings
+from rayapp.config.env import Home
+from rayapp.config.parse import validate
 from rayapp.errors import ConfigError
 from rayapp.runtime.progress import Board
 

@@ -25,8 +25,9 @@ from PIL import Image
 from rich.console import Console
 from sklearn.datasets import load_digits
 
-from rayapp.config.commands import TuneSettings, validate
-from rayapp.config.train import Home
+from rayapp.config.env import Home
+from rayapp.config.parse import validate
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.registry.models import Registry
 from rayapp.tune.record import find_sweep

@@ -22,8 +22,9 @@ from benchmarks import training, tuning
 from benchmarks import tuning_report as report
 from benchmarks.peers import optuna_loop
 from benchmarks.tuning_report import Finding, Measured
-from rayapp.config.commands import TuneSettings, load
+from rayapp.config.parse import load
 from rayapp.config.sweep import Dimension
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import TrainingError
 from rayapp.registry.tracking import Tracker
 

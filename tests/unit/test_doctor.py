@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from rayapp import doctor
-from rayapp.config import train as config
+from rayapp.config import env
 from rayapp.config.commands import DoctorSettings
-from rayapp.config.train import Home
+from rayapp.config.env import Home
 from rayapp.errors import RayAppError
 
 NAMES = "python packages cores memory disk home accelerator ray mlflow data port".split()  # noqa: SIM905
@@ -250,7 +250,7 @@ def test_ray_address_comes_from_the_environment(monkeypatch, this_home):
 
     (check,) = [check for check in doctor.examine(DoctorSettings(), this_home) if check.name == "ray"]
 
-    assert (config.ray_address(), check.status) == (gone, "fail")
+    assert (env.ray_address(), check.status) == (gone, "fail")
 
 
 def test_tracking_database_needs_a_folder_that_can_be_written(this_home, tmp_path):

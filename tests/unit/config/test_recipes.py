@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from rayapp.config.commands import TrainSettings, TuneSettings, load
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import load
 from rayapp.config.sweep import OPTIMIZER_SPACE
 from rayapp.config.train import ModelConfig
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
 from rayapp.vision.models import build_model
 

@@ -10,9 +10,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from rayapp.cli import VERBS
-from rayapp.config import commands as verbs
+from rayapp.config import env
 from rayapp.config import train as config
-from rayapp.config.commands import TrainSettings, load
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import load, validate
 from rayapp.errors import ConfigError
 
 # The command line is what other people's scripts rely on: a new option is a deliberate act, written down here.
@@ -66,7 +67,7 @@ OPTIONS = {
     "demo": "dataset keep num_workers path port",
     "doctor": "json port",
 }
-SETTINGS = {name: getattr(verbs, f"{name.title().replace('-', '')}Settings") for name in OPTIONS}
+SETTINGS = {name: VERBS[name].settings for name in OPTIONS}
 
 
 def train(*argv: str) -> TrainSettings:
@@ -337,7 +338,7 @@ def test_home_lies_in_the_working_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("RAYAPP_HOME")
     monkeypatch.chdir(tmp_path)
 
-    home = config.Home.from_env()
+    home = env.Home.from_env()
 
     assert home.folder == Path.cwd() / ".rayapp"
     assert home.tracking_uri == f"sqlite:///{home.folder}/mlflow.db"
@@ -349,7 +350,7 @@ def test_home_of_a_submitted_job_is_not_its_copy_of_the_code(monkeypatch, tmp_pa
     monkeypatch.delenv("RAYAPP_HOME")
     monkeypatch.chdir(copy)
 
-    assert config.Home.from_env().folder == Path.home() / ".rayapp"
+    assert env.Home.from_env().folder == Path.home() / ".rayapp"
 
 
 def test_environment_names_the_home_and_the_servers(monkeypatch, tmp_path):
@@ -358,18 +359,18 @@ def test_environment_names_the_home_and_the_servers(monkeypatch, tmp_path):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow:5000")
     monkeypatch.setenv("RAY_ADDRESS", "")
 
-    home = config.Home.from_env()
+    home = env.Home.from_env()
 
     assert (home.folder, home.tracking_uri) == (Path.cwd() / "state", "http://mlflow:5000")
-    assert config.ray_address() is None
+    assert env.ray_address() is None
     monkeypatch.setenv("RAY_ADDRESS", "ray://head:10001")
-    assert config.ray_address() == "ray://head:10001"
+    assert env.ray_address() == "ray://head:10001"
 
 
 def test_settings_of_a_run_can_be_read_from_what_it_recorded():
     for words in ("--optim.optimizer adamw", "--compute.num_workers 1..3 --optim.momentum 0.8 --augment.random_ops 1"):
         settings = train(*words.split())
-        assert verbs.validate(TrainSettings, settings.model_dump(mode="json", by_alias=True)) == settings
+        assert validate(TrainSettings, settings.model_dump(mode="json", by_alias=True)) == settings
 
 
 def test_a_number_of_workers_may_be_a_range():

@@ -14,8 +14,10 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from rayapp.config.commands import TrainSettings, TuneSettings, load, validate
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import load, validate
 from rayapp.config.sweep import OPTIMIZER_SPACE, Dimension
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
 
 RATES = {"optim.lr": {"log_uniform": [1e-4, 1e-2]}}

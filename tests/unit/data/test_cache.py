@@ -205,9 +205,9 @@ def test_two_processes_decode_once(tmp_path: Path, home: Path):
     root = write_folder(tmp_path / "set", {"train/a": 200, "train/b": 200, "test/a": 2}, size=(64, 64))
     code = (
         "import sys, time; from pathlib import Path; from rayapp.config.train import DataConfig;"
-        "from rayapp.vision import decoded, datasets; fill = decoded._fill\n"
+        "from rayapp.data import cache, datasets; fill = cache._fill\n"
         "def counted(*args): print('decodes', flush=True); time.sleep(1); fill(*args)\n"
-        "decoded._fill = counted\n"
+        "cache._fill = counted\n"
         "print(datasets.load(DataConfig(dataset='folder', path=sys.argv[1]), Path(sys.argv[2])).info.digest)"
     )
     command = [sys.executable, "-c", code, str(root), str(home)]

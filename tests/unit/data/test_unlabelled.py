@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayapp.config.train import ImagesConfig
+from rayapp.config.batch import ImagesConfig
 from rayapp.data.chunks import UNLABELLED
 from rayapp.data.unlabelled import Unlabelled, unlabelled
 from rayapp.errors import DataError

@@ -7,7 +7,7 @@ import pytest
 from mlflow import MlflowClient
 
 from rayapp.config.commands import EvaluateSettings
-from rayapp.config.train import Home
+from rayapp.config.env import Home
 from rayapp.data.datasets import load
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry

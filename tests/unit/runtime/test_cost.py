@@ -8,24 +8,23 @@ from typing import Any
 
 import pytest
 
-from rayapp.config.commands import TrainSettings, load
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import load
 from rayapp.config.train import CostConfig
 from rayapp.errors import ConfigError
+from rayapp.provenance import recipe_digest
 from rayapp.registry.tracking import PastRun, Tracker, connected
 from rayapp.runtime.cost import (
     BOARD_WATTS,
     LIST_USD_PER_HOUR,
     RAY_NAMES,
-    Expected,
     NodeUse,
     cost_usd,
     energy_wh,
-    expected,
-    look_back,
     nodes_of,
-    recipe_digest,
     usd_per_hour,
 )
+from rayapp.train.estimate import Expected, expected, look_back
 
 
 def node(node_id: str, **resources: float) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from rayapp.serve.access_log import MAX_CHARS, AccessLog, Fields, access_line, request_id
+from rayapp.serve.logs import MAX_CHARS, AccessLog, Fields, access_line, request_id
 
 NOON = datetime(2026, 3, 1, 12, 0, 0, 123_999, tzinfo=UTC)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from rayapp.config.commands import ServeSettings
-from rayapp.config.train import Home, ServeArgs
+from rayapp.config.env import Home
+from rayapp.config.serve import ServeArgs
 from rayapp.errors import ConfigError
 from rayapp.serve.app import application, serve_forever
 

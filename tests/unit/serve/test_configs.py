@@ -12,7 +12,7 @@ from ray.serve import Application
 from ray.serve._private.api import call_user_app_builder_with_args_if_necessary as as_serve_calls
 from ray.serve.schema import ServeDeploySchema
 
-from rayapp.config.train import ServeArgs
+from rayapp.config.serve import ServeArgs
 from rayapp.serve.app import build
 from rayapp.serve.coordinator import ENVIRONMENT
 from rayapp.serve.haproxy import controller_env, replica_env

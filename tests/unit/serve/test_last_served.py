@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rayapp.registry.uris import ModelVersion
-from rayapp.serve.last_served import LastServed
+from rayapp.serve.follower import LastServed
 from tests.contract.tiny import tiny_version
 
 MODEL = "models:/vision@champion"

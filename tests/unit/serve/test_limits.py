@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from starlette.types import ASGIApp, Message
 
-from rayapp.config.commands import ServeSettings, load
+from rayapp.config.commands import ServeSettings
+from rayapp.config.parse import load
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError, ImageError, RequestError
 from rayapp.serve.asgi import build_app

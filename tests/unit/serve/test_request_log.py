@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
-from rayapp.config.train import RequestLogConfig
+from rayapp.config.serve import RequestLogConfig
 from rayapp.errors import ConfigError
 from rayapp.serve import request_log
 from rayapp.serve.request_log import SCHEMA, Record, RequestLog, check

@@ -13,8 +13,7 @@ import pytest
 
 from rayapp.errors import BundleError, RegistryError, RegistryUnavailable
 from rayapp.registry.uris import ModelVersion
-from rayapp.serve.follower import Follower, first_served, prepare
-from rayapp.serve.last_served import LastServed
+from rayapp.serve.follower import Follower, LastServed, first_served, prepare
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, Rollout, Serving

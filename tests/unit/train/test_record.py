@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from rayapp.train.record import git_sha
+from rayapp.provenance import git_sha
 
 
 def test_a_checkout_says_its_commit_and_an_image_the_one_it_was_built_from(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from rayapp.config.commands import RUN_NAME, TuneSettings, validate
-from rayapp.config.train import Home
+from rayapp.config.commands import RUN_NAME
+from rayapp.config.env import Home
+from rayapp.config.parse import validate
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
 from rayapp.tune.record import Sweep, TrialRow, best_row, find_sweep, front, new_name
 from rayapp.tune.trials import _Budget
@@ -192,7 +194,7 @@ def test_a_lock_is_let_go_when_its_sweep_fails(home: Path) -> None:
 HOLD = """
 import sys
 from rayapp.tune.record import find_sweep
-from rayapp.config.train import Home
+from rayapp.config.env import Home
 with find_sweep(Home.from_env(), "lr-digits").locked():
     print("locked", flush=True)
     sys.stdin.read()

@@ -15,8 +15,9 @@ from mlflow.entities import Run, ViewType
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
-from rayapp.config.commands import TuneSettings, validate
-from rayapp.config.train import Home
+from rayapp.config.env import Home
+from rayapp.config.parse import validate
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import RegistryError
 from rayapp.registry.tracking import Tracker, connected
 from rayapp.tune import recorder as trial_log

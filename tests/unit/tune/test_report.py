@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from rayapp.config.commands import TuneSettings, validate
+from rayapp.config.parse import validate
+from rayapp.config.tune import TuneSettings
 from rayapp.tune import report as sweep_view
 from rayapp.tune.record import TrialRow, ranked
 from rayapp.tune.report import MAX_LIVE_ROWS, SweepView, plot_history, plot_parallel, trial_table

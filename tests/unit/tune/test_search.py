@@ -18,24 +18,15 @@ from ray.tune.experiment import Trial
 from ray.tune.schedulers import TrialScheduler
 from ray.tune.search import BasicVariantGenerator, ConcurrencyLimiter
 
-from rayapp.config.commands import TuneSettings, validate
+from rayapp.config.parse import validate
 from rayapp.config.sweep import Dimension
 from rayapp.config.train import OptimConfig
+from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
-from rayapp.tune import search
+from rayapp.runtime import resources
+from rayapp.runtime.resources import check_room, resources_each, resources_held, share_of_node
 from rayapp.tune.driver import _fills_the_machine, _max_epochs
-from rayapp.tune.search import (
-    SCORE,
-    TIME_ATTR,
-    check_room,
-    domain,
-    param_space,
-    resources_each,
-    resources_held,
-    scheduler,
-    searcher,
-    share_of_node,
-)
+from rayapp.tune.search import SCORE, TIME_ATTR, domain, param_space, scheduler, searcher
 from rayapp.tune.trial import score_of
 from rayapp.vision.loop import EpochReport
 
@@ -401,7 +392,7 @@ def two_nodes(monkeypatch: pytest.MonkeyPatch) -> None:
     """A cluster of two nodes with 2 CPUs and a GPU, and of one that was lost."""
     there = {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0, "memory": 1e9}}
     lost = {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}}
-    monkeypatch.setattr(search, "ray_address", lambda: "ray://head:10001")
+    monkeypatch.setattr(resources, "ray_address", lambda: "ray://head:10001")
     monkeypatch.setattr(ray, "nodes", lambda: [there, lost, there])
 
 

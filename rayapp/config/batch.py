@@ -1,0 +1,27 @@
+"""Settings of batch prediction."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from rayapp.config.base import Device, ImagesKind, Section
+
+
+class ImagesConfig(Section):
+    """Which images are predicted."""
+
+    path: str = Field("", description="Folder (local or s3://) of image or Parquet files, folders in it included.")
+    dataset: ImagesKind | None = Field(
+        None,
+        description="folder: every image file. parquet: every row, in the Hugging Face layout"
+        " [default: what lies there].",
+    )
+
+
+class PredictorsConfig(Section):
+    """Processes that predict, and their device."""
+
+    num_workers: int | None = Field(
+        None, ge=1, description="Processes, one a GPU or one a CPU core [default: as many as the cluster has]."
+    )
+    device: Device = Field("auto", description="auto takes cuda, then mps, then cpu.")

@@ -1,0 +1,74 @@
+"""The one reader of the environment: RAYAPP_HOME, MLFLOW_TRACKING_URI, RAY_ADDRESS, RAYAPP_API_KEY, RAYAPP_GIT_SHA.
+
+AWS_* and the like are read by the libraries that own them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field
+
+from rayapp.config.base import Section
+
+
+class Home(Section):
+    """The folder that holds all state of this machine, and the MLflow server or database that goes with it."""
+
+    folder: Path = Field(description="Folder of mlflow.db, artifacts/, runs/ and data/.")
+    tracking_uri: str = Field(description="MLflow server or database.")
+
+    @property
+    def runs(self) -> Path:
+        """Checkpoints and bundles, a folder a run."""
+        return self.folder / "runs"
+
+    @property
+    def sweeps(self) -> Path:
+        """Rows and state of sweeps, a folder a sweep."""
+        return self.folder / "sweeps"
+
+    @property
+    def data(self) -> Path:
+        """Downloaded and decoded data sets."""
+        return self.folder / "data"
+
+    @property
+    def artifacts(self) -> Path:
+        """MLflow's artifacts, where the tracking store is a database of this folder."""
+        return self.folder / "artifacts"
+
+    @property
+    def bundles(self) -> Path:
+        """Bundles downloaded from the registry, a folder a digest."""
+        return self.folder / "bundles"
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """The home that RAYAPP_HOME (default ./.rayapp) and MLFLOW_TRACKING_URI (default: sqlite in it) name.
+
+        The working directory of a submitted Ray job is a copy that is thrown away, so there the default is ~/.rayapp.
+        """
+        given = os.environ.get("RAYAPP_HOME", "")
+        in_job_copy = "/runtime_resources/working_dir_files/" in f"{Path.cwd()}/"
+        folder = Path(given) if given else (Path.home() if in_job_copy else Path.cwd()) / ".rayapp"
+        folder = folder.expanduser().absolute()
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{folder / 'mlflow.db'}"
+        return cls(folder=folder, tracking_uri=uri)
+
+
+def ray_address() -> str | None:
+    """The cluster that RAY_ADDRESS names (Ray reads it itself); None where Ray is to be started in this process."""
+    return os.environ.get("RAY_ADDRESS") or None
+
+
+def built_git_sha() -> str | None:
+    """The commit that an image was built from, RAYAPP_GIT_SHA: an image is no checkout. None elsewhere."""
+    return os.environ.get("RAYAPP_GIT_SHA") or None
+
+
+def api_key() -> str | None:
+    """The key that `rayapp predict --url` sends: RAYAPP_API_KEY, because flags are in the list of processes."""
+    return os.environ.get("RAYAPP_API_KEY") or None
