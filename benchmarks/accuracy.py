@@ -19,7 +19,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -38,6 +38,7 @@ from rayapp.vision.loaders import Batch, ResidentBatches
 from rayapp.vision.loop import EpochReport, evaluate, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import Classifier, build_model
+from rayapp.vision.optim import TrainPlan, build_optimizer
 from rayapp.vision.state import TrainState
 
 VALIDATION_BATCH = 1000
@@ -108,14 +109,16 @@ class Bench:
     def __init__(self, recipe: Recipe, images: Images, *, device: torch.device, compiled: bool) -> None:
         self.recipe, self.images, self.device = recipe, images, device
         self.train_n, self.validation_n = split(images.labels_n)
-        self.batch_size = recipe.optim.worker_batch(len(self.train_n), num_workers=1)
+        self.plan = TrainPlan.of(recipe.optim, len(self.train_n))
         self.model = self._new_model(seed=0).to(device)
         self._network: Any = torch.compile(self.model) if compiled else self.model
 
     def warm_up(self) -> float:
         """The seconds that compiling and cuDNN's search took."""
         started = time.perf_counter()
-        for _ in self._fit(self.train_n[: WARM_UP_BATCHES * self.batch_size], Clock(self.device), seed=0, epochs=1):
+        for _ in self._fit(
+            self.train_n[: WARM_UP_BATCHES * self.plan.batch_size], Clock(self.device), seed=0, epochs=1
+        ):
             pass
         return time.perf_counter() - started
 
@@ -123,7 +126,7 @@ class Bench:
         """A training from new weights."""
         self.model.load_state_dict(self._new_model(seed).state_dict())
         clock, accuracies = Clock(self.device), []
-        for report in self._fit(self.train_n, clock, seed=seed, epochs=self.recipe.optim.num_epochs(len(self.train_n))):
+        for report in self._fit(self.train_n, clock, seed=seed, epochs=self.plan.epochs):
             accuracies.append(report.val_accuracy)
             print(
                 f"seed {seed}  epoch {report.epoch:>3}/{report.num_epochs}  loss {report.train_loss:.3f}"
@@ -139,21 +142,23 @@ class Bench:
         self.model.load_state_dict(trial.weights)
         rows_n = np.arange(len(images.labels_n))
         batches = ResidentBatches(images, rows_n, batch_size=VALIDATION_BATCH, device=self.device)
-        return evaluate(TrainState.create(self.model, batches, self.recipe.optim), batches).accuracy
+        return evaluate(self._state(self.plan), batches).accuracy
 
     def _fit(self, rows_n: NDArray[np.int64], clock: Clock, *, seed: int, epochs: int) -> Iterator[EpochReport]:
-        optim = self.recipe.optim.model_copy(update={"epochs": epochs})
         augment = Augment.from_config(self.recipe.augment, height_px=IMAGE_PX, flip=True, num_classes=NUM_CLASSES)
         where: dict[str, Any] = {"device": self.device, "seed": seed}
-        train = ResidentBatches(self.images, rows_n, batch_size=self.batch_size, augment=augment, **where)
+        train = ResidentBatches(self.images, rows_n, batch_size=self.plan.batch_size, augment=augment, **where)
         validation = UntimedBatches(self.images, self.validation_n, batch_size=VALIDATION_BATCH, **where)
         validation.clock = clock
-        state = TrainState.create(self.model, train, optim)
+        state = self._state(replace(self.plan, epochs=epochs))
         clock.start()
-        for report in fit(state, train, validation, optim, distribute=lambda _: self._network, seed=seed):
+        for report in fit(state, train, validation, distribute=lambda _: self._network, seed=seed):
             if isinstance(report, EpochReport):
                 yield report
         clock.stop()
+
+    def _state(self, plan: TrainPlan) -> TrainState:
+        return TrainState.create(self.model, build_optimizer(self.model, plan), plan)
 
     def _new_model(self, seed: int) -> Classifier:
         torch.manual_seed(seed)

@@ -27,6 +27,7 @@ from rayapp.vision.loaders import ResidentBatches, Shard
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import build_model
+from rayapp.vision.optim import TrainPlan, build_optimizer
 from rayapp.vision.predictor import resolve_device
 from rayapp.vision.state import TrainState
 
@@ -43,15 +44,14 @@ def main() -> None:
         device = torch.device("cuda", shard.rank)  # torchrun on one machine
         torch.cuda.set_device(device)
     _prepare(settings)
-    train, validation, info = _batches(settings, shard, device)
+    train, validation, info, plan = _batches(settings, shard, device)
     size = {"num_classes": info.num_classes, "image_px": min(info.height_px, info.width_px)}
     model = build_model(settings.model, **size, mean=info.mean, std=info.std).to(device)
-    state = TrainState.create(model, train, settings.optim)
+    state = TrainState.create(model, build_optimizer(model, plan), plan)
     reports = fit(
         state,
         train,
         validation,
-        settings.optim,
         distribute=_distribute(shard),
         seed=settings.seed,
         report_every_steps=settings.tracking.log_every_steps,
@@ -72,17 +72,18 @@ def _prepare(settings: TrainSettings) -> None:
 
 def _batches(
     settings: TrainSettings, shard: Shard, device: torch.device
-) -> tuple[ResidentBatches, ResidentBatches, datasets.DatasetInfo]:
+) -> tuple[ResidentBatches, ResidentBatches, datasets.DatasetInfo, TrainPlan]:
     dataset = datasets.load(settings.data, Home.from_env().data)
     assert isinstance(dataset.train, Images)  # nothing is streamed here
     split, info = dataset.split(settings.data), dataset.info
+    plan = TrainPlan.of(settings.optim, len(split.train_indices), shard.world)
     augment = Augment.from_config(
         settings.augment, height_px=info.height_px, flip=info.flip, num_classes=info.num_classes
     )
     train = ResidentBatches(
         dataset.train,
         split.train_indices,
-        batch_size=settings.optim.worker_batch(len(split.train_indices), shard.world),
+        batch_size=plan.batch_size,
         device=device,
         augment=augment,
         shard=shard,
@@ -91,7 +92,7 @@ def _batches(
     validation = ResidentBatches(
         dataset.train, split.validation_indices, batch_size=VALIDATION_BATCH, device=device, shard=shard
     )
-    return train, validation, info
+    return train, validation, info, plan
 
 
 def _distribute(shard: Shard) -> Callable[[nn.Module], nn.Module] | None:

@@ -38,6 +38,7 @@ from rayapp.vision.loaders import ResidentBatches
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import build_model
+from rayapp.vision.optim import TrainPlan, build_optimizer
 from rayapp.vision.state import TrainState
 
 VALIDATION_BATCH = 512  # as in rayapp/train/worker.py
@@ -75,12 +76,13 @@ def objective(process: Process, trial: Trial) -> float:
     options, info = process.options, process.dataset.info
     optim = OptimConfig(epochs=options.epochs, batch_size=options.batch_size, **suggest(trial))
     torch.manual_seed(options.seed)
-    train, validation = _batches(process, optim)
+    plan = TrainPlan.of(optim, len(process.dataset.split(process.data).train_indices))
+    train, validation = _batches(process, plan)
     size = {"num_classes": info.num_classes, "image_px": min(info.height_px, info.width_px)}
     model = build_model(ModelConfig(name=options.model), **size, mean=info.mean, std=info.std)
-    state, accuracy = TrainState.create(model, train, optim), 0.0
+    state, accuracy = TrainState.create(model, build_optimizer(model, plan), plan), 0.0
     started = time.monotonic()
-    for report in fit(state, train, validation, optim, seed=options.seed):
+    for report in fit(state, train, validation, seed=options.seed):
         if isinstance(report, EpochReport):
             process.fit_s += time.monotonic() - started
             accuracy = report.val_accuracy
@@ -91,13 +93,13 @@ def objective(process: Process, trial: Trial) -> float:
     return accuracy
 
 
-def _batches(process: Process, optim: OptimConfig) -> tuple[ResidentBatches, ResidentBatches]:
+def _batches(process: Process, plan: TrainPlan) -> tuple[ResidentBatches, ResidentBatches]:
     images, split, info = process.dataset.train, process.dataset.split(process.data), process.dataset.info
     assert isinstance(images, Images)  # nothing is streamed here
     train = ResidentBatches(
         images,
         split.train_indices,
-        batch_size=optim.worker_batch(len(split.train_indices), 1),
+        batch_size=plan.batch_size,
         device=torch.device("cpu"),
         augment=Augment.from_config(
             AugmentConfig(), height_px=info.height_px, flip=info.flip, num_classes=info.num_classes

@@ -164,38 +164,6 @@ class OptimConfig(Section):
             raise ValueError("optim.momentum has no effect on optim.optimizer 'adamw'; leave it out, or say sgd")
         return self
 
-    @property
-    def peak_lr(self) -> float:
-        """The learning rate for a world batch of 256."""
-        return self.lr if self.lr is not None else {"sgd": 0.4, "adamw": 0.003}[self.optimizer]
-
-    @property
-    def sgd_momentum(self) -> float:
-        """The momentum in force."""
-        return self.momentum if self.momentum is not None else 0.9
-
-    @property
-    def decay(self) -> float:
-        """The weight decay in force."""
-        return self.weight_decay if self.weight_decay is not None else {"sgd": 5e-4, "adamw": 0.05}[self.optimizer]
-
-    @property
-    def warmup(self) -> float:
-        """The part of all steps with a rising rate."""
-        if self.warmup_fraction is not None:
-            return self.warmup_fraction
-        return {"one_cycle": 0.25, "cosine": 0.05}[self.schedule]
-
-    def worker_batch(self, num_images: int, num_workers: int) -> int:
-        """Images a worker takes at once, of num_images training images shared by num_workers."""
-        if self.batch_size is not None:
-            return self.batch_size
-        return min(128, max(16, num_images // (20 * num_workers)))
-
-    def num_epochs(self, num_images: int) -> int:
-        """Passes over num_images training images."""
-        return self.epochs if self.epochs is not None else min(20, max(8, round(600_000 / num_images)))
-
 
 class AugmentConfig(Section):
     """Changes made to training images, a batch at a time; validation and test images are never changed."""

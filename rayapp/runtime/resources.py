@@ -16,8 +16,8 @@ from rayapp.config.env import ray_address
 from rayapp.config.train import ComputeConfig
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
+from rayapp.vision.optim import resolve_precision
 from rayapp.vision.predictor import resolve_device
-from rayapp.vision.state import resolve_precision
 
 
 def check_resources(settings: TrainSettings) -> str:

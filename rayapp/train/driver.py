@@ -31,8 +31,8 @@ from rayapp.train.record import Run, driver_imports, find_run, new_name, refuse_
 from rayapp.train.setup import Weights, absolute_paths, first_weights
 from rayapp.train.worker import train_worker
 from rayapp.vision.loop import EpochReport
+from rayapp.vision.optim import TrainPlan
 from rayapp.vision.predictor import resolve_device
-from rayapp.vision.state import REFERENCE_BATCH
 
 log = logging.getLogger(__name__)
 
@@ -86,12 +86,14 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
         dataset = load(settings.data, home.data)
         weights = first_weights(settings, dataset.info, home)
         split = dataset.split(settings.data)
-        run = earlier or _open_run(settings, home, dataset, split, device)
+        plan = TrainPlan.of(settings.optim, len(split.train_indices), settings.compute.workers.high)
+        summary = _summary(plan, settings, dataset, split)
+        run = earlier or _open_run(settings, home, summary, _tags(settings, device, dataset, split))
         with run.locked():
             if run.stage == "training":
                 run.save_split(split)
-                _describe(console, settings, dataset, split, device, run)
-                training_seconds = _train_and_record(run, home, device, weights, console)
+                _describe(console, run, summary, device)
+                training_seconds = _train_and_record(run, plan, home, device, weights, console)
                 run = run.at("trained")
             # of a run that was cut off this is the last part alone, of which nothing could be foretold
             seconds = {} if earlier else {"training_seconds": training_seconds, "seconds": time.monotonic() - started}
@@ -113,9 +115,10 @@ def dry_run(settings: TrainSettings, home: Home) -> dict[str, Any]:
     split = dataset.split(settings.data)
     device = resolve_device(settings.compute.device)
     tags = run_tags(settings, device, dataset.info.digest)
+    plan = TrainPlan.of(settings.optim, len(split.train_indices), settings.compute.workers.high)
     return {
         "settings": settings.model_dump(mode="json", by_alias=True),
-        **_plan(settings, dataset, split),
+        **_summary(plan, settings, dataset, split),
         "resources": resources_asked(settings.compute, device),
         **look_back(Tracker(home.tracking_uri, home.artifacts), tags),
     }
@@ -148,29 +151,32 @@ def _earlier(home: Home, settings: TrainSettings) -> Run | None:
     return earlier
 
 
-def _plan(settings: TrainSettings, dataset: Dataset, split: Split) -> dict[str, Any]:
-    optim, num_images = settings.optim, len(split.train_indices)
-    num_workers = settings.compute.workers.high
-    batch_size = optim.worker_batch(num_images, num_workers)
-    world_batch = batch_size * num_workers * optim.accumulate_steps
+def _summary(plan: TrainPlan, settings: TrainSettings, dataset: Dataset, split: Split) -> dict[str, Any]:
+    """The plan for people and MLflow, with the images and workers that it is for."""
     return {
         "dataset": dataset.info.name,
         "classes": dataset.info.num_classes,
-        "train_images": num_images,
+        "train_images": len(split.train_indices),
         "validation_images": len(split.validation_indices),
         "image_px": [dataset.info.height_px, dataset.info.width_px],
-        "batch_size": batch_size,
-        "world_batch": world_batch,
-        "epochs": optim.num_epochs(num_images),
-        "peak_lr": optim.peak_lr * world_batch / REFERENCE_BATCH,
         "workers": settings.compute.num_workers,
+        "batch_size": plan.batch_size,
+        "world_batch": plan.world_batch,
+        "epochs": plan.epochs,
+        "peak_lr": plan.peak_lr,
+        "momentum": plan.momentum,
+        "weight_decay": plan.weight_decay,
+        "warmup": plan.warmup,
     }
 
 
-def _open_run(settings: TrainSettings, home: Home, dataset: Dataset, split: Split, device: str) -> Run:
+def _tags(settings: TrainSettings, device: str, dataset: Dataset, split: Split) -> dict[str, str]:
+    return run_tags(settings, device, dataset.info.digest) | {"split_digest": split.digest}
+
+
+def _open_run(settings: TrainSettings, home: Home, summary: dict[str, Any], tags: dict[str, str]) -> Run:
     name = new_name(settings)
-    params = flat(settings) | {f"plan.{k}": str(v) for k, v in _plan(settings, dataset, split).items()}
-    tags = run_tags(settings, device, dataset.info.digest) | {"split_digest": split.digest}
+    params = flat(settings) | {f"plan.{k}": str(v) for k, v in summary.items()}
     tracker = Tracker(home.tracking_uri, home.artifacts)
     run_id = tracker.open_run(settings.tracking.experiment, name, params, tags)
     run = Run(name, run_id, "training", home.runs / name, settings)
@@ -178,23 +184,24 @@ def _open_run(settings: TrainSettings, home: Home, dataset: Dataset, split: Spli
     return run
 
 
-def _describe(console: Console, settings: TrainSettings, dataset: Dataset, split: Split, device: str, run: Run) -> None:
-    plan = _plan(settings, dataset, split)
+def _describe(console: Console, run: Run, summary: dict[str, Any], device: str) -> None:
     say(console, f"run [bold]{run.name}[/]  (MLflow {run.run_id})")
     say(
         console,
-        f"{plan['dataset']}: {plan['train_images']:,} + {plan['validation_images']:,} images of {plan['classes']}"
-        f" classes, {settings.model.name}, {plan['workers']} x {device}, world batch {plan['world_batch']},"
-        f" {plan['epochs']} epochs, peak rate {plan['peak_lr']:g}",
+        f"{summary['dataset']}: {summary['train_images']:,} + {summary['validation_images']:,} images of"
+        f" {summary['classes']} classes, {run.settings.model.name}, {summary['workers']} x {device}, world batch"
+        f" {summary['world_batch']}, {summary['epochs']} epochs, peak rate {summary['peak_lr']:g}",
     )
 
 
-def _train_and_record(run: Run, home: Home, device: str, weights: Weights | None, console: Console) -> float:
+def _train_and_record(
+    run: Run, plan: TrainPlan, home: Home, device: str, weights: Weights | None, console: Console
+) -> float:
     """The seconds from the first batch to the last; the MLflow run is closed whatever happens."""
     tracker = Tracker(home.tracking_uri, home.artifacts)
     tracker.resume_run(run.run_id)
     try:
-        return _fit_on_workers(run, home, device, weights, console)
+        return _fit_on_workers(run, plan, home, device, weights, console)
     except KeyboardInterrupt:
         _close(tracker, run, "KILLED")
         say(console, f"stopped; go on with: rayapp train --resume {run.name}")
@@ -211,13 +218,16 @@ def _close(tracker: Tracker, run: Run, status: Literal["KILLED", "FAILED"]) -> N
         log.warning("run %s could not be closed as %s: %s", run.run_id, status, error)
 
 
-def _fit_on_workers(run: Run, home: Home, device: str, weights: Weights | None, console: Console) -> float:
+def _fit_on_workers(
+    run: Run, plan: TrainPlan, home: Home, device: str, weights: Weights | None, console: Console
+) -> float:
     board: Any = ray.remote(num_cpus=0)(Board).remote()
     trainer = _trainer(
         run,
         device,
         {
             "settings": run.settings.model_dump(mode="json", by_alias=True),
+            "plan": plan,
             "data_folder": str(home.data),
             "storage": run.storage,
             "run": run.name,

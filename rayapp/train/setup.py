@@ -21,6 +21,7 @@ from rayapp.vision.augment import Augment
 from rayapp.vision.loaders import Batches, ResidentBatches, Shard
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import Classifier, blank_model, build_model, load_weights
+from rayapp.vision.optim import TrainPlan
 
 R = TypeVar("R", bound=Recipe)
 Weights = dict[str, Tensor]
@@ -83,13 +84,13 @@ def prepared(settings: TrainSettings, device: torch.device) -> torch.device:
 
 
 def batches_of(
-    dataset: Dataset, split: Split, settings: TrainSettings, shard: Shard, device: torch.device
+    dataset: Dataset, split: Split, settings: TrainSettings, plan: TrainPlan, shard: Shard, device: torch.device
 ) -> tuple[Batches, Batches]:
     """Training and validation batches of this rank."""
     info = dataset.info
     shape: dict[str, Any] = {"height_px": info.height_px, "flip": info.flip, "num_classes": info.num_classes}
     training: dict[str, Any] = {
-        "batch_size": settings.optim.worker_batch(len(split.train_indices), shard.world),
+        "batch_size": plan.batch_size,
         "augment": Augment.from_config(settings.augment, **shape),
         "seed": settings.seed,
     }

@@ -25,8 +25,9 @@ from rayapp.runtime.progress import Narrator
 from rayapp.train.checkpoints import Checkpoints, Keeper
 from rayapp.train.setup import batches_of, distributed, model_for, prepared
 from rayapp.vision.flops import flops_per_image, mfu, peak_flops
-from rayapp.vision.loaders import Batches, Shard
+from rayapp.vision.loaders import Shard
 from rayapp.vision.loop import EpochReport, StepReport, fit
+from rayapp.vision.optim import TrainPlan, build_optimizer
 from rayapp.vision.state import TrainState
 
 log = logging.getLogger(__name__)
@@ -74,11 +75,13 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
     device = prepared(settings, ray.train.torch.get_device() if kind == "cuda" else torch.device(kind))
     dataset = load(settings.data, Path(config["data_folder"]))
     info, split = dataset.info, dataset.split(settings.data)
-    train, validation = batches_of(dataset, split, settings, shard, device)
+    plan: TrainPlan = config["plan"].shared_by(shard.world)
+    train, validation = batches_of(dataset, split, settings, plan, shard, device)
     model = model_for(settings.model, info, blank=True)
     if config["weights"] is not None:
         model.load_state_dict(ray.get(config["weights"]))
-    state = TrainState.create(model.to(device), train, settings.optim)
+    model = model.to(device)
+    state = TrainState.create(model, build_optimizer(model, plan), plan)
     checkpoints = Checkpoints(config["storage"], config["run"], keep=settings.checkpoint.keep)
     keeper = Keeper(
         checkpoints,
@@ -90,13 +93,16 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
         say=lambda text: board.say.remote(text),
     )
     keeper.resume()
-    _say_world(board, settings, state, train)
+    if shard.rank == 0 and settings.compute.workers.is_elastic:  # the learning rate follows
+        board.say.remote(
+            f"{shard.world} of {settings.compute.num_workers} workers: world batch {plan.world_batch},"
+            f" peak rate {plan.peak_lr:g}"
+        )
     watcher = _Watcher(config, state, _utilisation(state, info, shard.world, device)) if shard.rank == 0 else None
     reports = fit(
         state,
         train,
         validation,
-        settings.optim,
         distribute=lambda net: distributed(net, settings, shard, device),
         frozen_epochs=settings.model.epochs_frozen,
         seed=settings.seed,
@@ -119,16 +125,6 @@ def _nodes(world: int) -> dict[str, int]:
     if dist.is_initialized():
         dist.all_gather_object(ids, own)
     return nodes_of(ids, ray.nodes())
-
-
-def _say_world(board: Any, settings: TrainSettings, state: TrainState, train: Batches) -> None:
-    """An elastic run says how many train from here on: the learning rate follows."""
-    if train.shard.rank == 0 and settings.compute.workers.is_elastic:
-        world_batch = train.batch_size * train.shard.world * settings.optim.accumulate_steps
-        board.say.remote(
-            f"{train.shard.world} of {settings.compute.num_workers} workers: world batch {world_batch},"
-            f" peak rate {state.peak_lr:g}"
-        )
 
 
 def _utilisation(

@@ -35,6 +35,7 @@ from rayapp.tune.search import scheduler
 from rayapp.tune.trial import Shared
 from rayapp.tune.trials import run_trials
 from rayapp.tune.winner import train_winner
+from rayapp.vision.optim import TrainPlan
 
 log = logging.getLogger(__name__)
 
@@ -195,7 +196,7 @@ def _max_epochs(settings: TuneSettings, num_images: int) -> int:
     found = [] if searched is None else [int(value) for value in searched.bounds if value is not None]
     if searched is None or searched.when or None in searched.bounds:
         optim = settings.optim if searched is None else settings.optim.model_copy(update={"epochs": None})
-        found.append(optim.num_epochs(num_images))
+        found.append(TrainPlan.of(optim, num_images).epochs)
     return max(found)
 
 

@@ -21,6 +21,7 @@ from rayapp.tune.search import SCORE
 from rayapp.vision.loaders import Shard
 from rayapp.vision.loop import EpochReport, StepReport, fit
 from rayapp.vision.models import Classifier
+from rayapp.vision.optim import TrainPlan, build_optimizer
 from rayapp.vision.state import TrainState
 
 # What a trial that broke down reports: worse than any that learned something, and finite, for searchers learn from it.
@@ -65,11 +66,13 @@ def reports_of(
     shard = shard or Shard()
     prepared(settings, device)
     dataset, split = _data(settings, sweep, shared)
-    train, validation = batches_of(dataset, split, settings, shard, device)
+    plan = TrainPlan.of(settings.optim, len(split.train_indices), shard.world)
+    train, validation = batches_of(dataset, split, settings, plan, shard, device)
     model = model_for(settings.model, dataset.info, blank=shared.weights is not None)
     if shared.weights is not None:
         model.load_state_dict(dict(shared.weights))
-    state = TrainState.create(model.to(device), train, settings.optim)
+    model = model.to(device)
+    state = TrainState.create(model, build_optimizer(model, plan), plan)
     if before:
         hyperparameters = [_without_parameters(group) for group in state.optimizer.param_groups]
         state.restore(before, rank=shard.rank, world=shard.world)
@@ -85,7 +88,6 @@ def reports_of(
         state,
         train,
         validation,
-        settings.optim,
         distribute=distribute,
         frozen_epochs=settings.model.epochs_frozen,
         seed=settings.seed,

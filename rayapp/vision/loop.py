@@ -17,7 +17,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rayapp.config.train import OptimConfig
 from rayapp.errors import TrainingError
 from rayapp.vision.loaders import Batch, Batches, mixed_seed
 from rayapp.vision.metrics import Means, MetricSums
@@ -67,7 +66,6 @@ def fit(
     state: TrainState,
     train: Batches,
     validation: Batches,
-    config: OptimConfig,
     *,
     distribute: Callable[[nn.Module], nn.Module] | None = None,
     frozen_epochs: int = 0,
@@ -90,9 +88,9 @@ def fit(
         started = time.perf_counter()
         before = state.images_done
         batches = _Timed(train.epoch(state.epoch, before))
-        yield from _train_epoch(state, train, batches, config, network, seed, report_every_steps)
+        yield from _train_epoch(state, train, batches, network, seed=seed, every=report_every_steps)
         num_images = state.images_done - before
-        yield _end_epoch(state, validation, config, started, num_images, batches.seconds)
+        yield _end_epoch(state, validation, started=started, num_images=num_images, data_seconds=batches.seconds)
 
 
 def evaluate(state: TrainState, batches: Batches) -> Means:
@@ -108,13 +106,14 @@ def evaluate(state: TrainState, batches: Batches) -> Means:
 
 
 def _end_epoch(
-    state: TrainState, validation: Batches, config: OptimConfig, started: float, num_images: int, data_seconds: float
+    state: TrainState, validation: Batches, *, started: float, num_images: int, data_seconds: float
 ) -> EpochReport:
     average_norm_statistics(state.model)
     means, val = state.sums.means(over_ranks=True), evaluate(state, validation)
     state.epoch, state.images_done, state.sums = state.epoch + 1, 0, MetricSums(validation.device)
     is_best = state.note(val)
-    if config.early_stop_patience and state.epoch - state.best_epoch >= config.early_stop_patience:
+    patience = state.plan.early_stop_patience
+    if patience and state.epoch - state.best_epoch >= patience:
         state.num_epochs = state.epoch
     seconds = time.perf_counter() - started
     return EpochReport(
@@ -139,32 +138,32 @@ def _train_epoch(
     state: TrainState,
     train: Batches,
     batches: Iterator[Batch],
-    config: OptimConfig,
     network: nn.Module,
+    *,
     seed: int,
     every: int,
 ) -> Iterator[StepReport]:
     train_mode(network)
-    world_batch = train.batch_size * train.shard.world
-    images_an_epoch = max(1, train.num_batches()) * world_batch
+    plan, at_once = state.plan, state.plan.images_at_once
+    images_an_epoch = max(1, train.num_batches()) * at_once
     left = train.num_batches(state.images_done)
     window = _Window(state)
     while left:
-        group = min(config.accumulate_steps, left)
+        group = min(plan.accumulate_steps, left)
         left -= group
         for at in range(group):
             # dropout draws from torch's own generator: seeded by the position, a resumed run draws the same numbers
             torch.manual_seed(mixed_seed((seed, state.epoch, state.images_done + at, train.shard.rank)))
             last = at == group - 1
             with _synchronised(network, last):
-                logits_nk, loss = _forward(state, network, batch := next(batches), config)
+                logits_nk, loss = _forward(state, network, batch := next(batches))
                 state.scaler.scale(loss / group).backward()
             window.sums.add(logits_nk, batch.labels_n, loss)
-        done = (state.images_done + group * world_batch / 2) / images_an_epoch
-        _optimizer_step(state, config, progress=(state.epoch + min(1.0, done)) / state.num_epochs)
-        state.images_done += group * world_batch
+        done = (state.images_done + group * at_once / 2) / images_an_epoch
+        _optimizer_step(state, progress=(state.epoch + min(1.0, done)) / state.num_epochs)
+        state.images_done += group * at_once
         if state.step % every == 0:
-            yield window.report(state, num_steps=state.step + _steps_left(state, train, config))
+            yield window.report(state, num_steps=state.step + _steps_left(state, train))
             window = _Window(state)
     state.sums.merge(window.sums)
 
@@ -197,26 +196,27 @@ class _Window:
         )
 
 
-def _steps_left(state: TrainState, train: Batches, config: OptimConfig) -> int:
+def _steps_left(state: TrainState, train: Batches) -> int:
+    accumulate_steps = state.plan.accumulate_steps
     epochs_left = state.num_epochs - state.epoch - 1
     now, later = train.num_batches(state.images_done), train.num_batches()
-    return math.ceil(now / config.accumulate_steps) + epochs_left * math.ceil(later / config.accumulate_steps)
+    return math.ceil(now / accumulate_steps) + epochs_left * math.ceil(later / accumulate_steps)
 
 
-def _forward(state: TrainState, network: nn.Module, batch: Batch, config: OptimConfig) -> tuple[Tensor, Tensor]:
+def _forward(state: TrainState, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     """Logits and mean loss. Mixed labels are a distribution, which cross entropy takes as it takes classes."""
     targets = batch.labels_n if batch.targets_nk is None else batch.targets_nk
     with _autocast(state):
         logits_nk = network(batch.images_nhwc)
-        return logits_nk, F.cross_entropy(logits_nk, targets, label_smoothing=config.label_smoothing)
+        return logits_nk, F.cross_entropy(logits_nk, targets, label_smoothing=state.plan.label_smoothing)
 
 
-def _optimizer_step(state: TrainState, config: OptimConfig, *, progress: float) -> None:
+def _optimizer_step(state: TrainState, *, progress: float) -> None:
     for group in state.optimizer.param_groups:
-        group["lr"] = state.peak_lr * state.lr_factor(progress)
-    if config.clip_norm:
+        group["lr"] = state.plan.lr_at(progress)
+    if state.plan.clip_norm:
         state.scaler.unscale_(state.optimizer)
-        nn.utils.clip_grad_norm_(state.model.parameters(), config.clip_norm)
+        nn.utils.clip_grad_norm_(state.model.parameters(), state.plan.clip_norm)
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)

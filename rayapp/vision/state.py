@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,12 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from rayapp.config.train import OptimConfig
 from rayapp.errors import TrainingError
-from rayapp.vision.loaders import Batches
 from rayapp.vision.metrics import Means, MetricSums
+from rayapp.vision.optim import TrainPlan, resolve_precision
 
-REFERENCE_BATCH = 256  # the world batch that OptimConfig.lr is meant for
 _POSITION = (
     "num_epochs", "epoch", "images_done", "step", "best_accuracy", "best_loss", "best_epoch",
 )  # fmt: skip
@@ -31,19 +28,18 @@ Snapshot = dict[str, Any]
 
 @dataclass
 class TrainState:
-    """Model, optimiser, schedule, scaler, best weights, sums of the epoch, position.
+    """Model, optimiser, scaler, best weights, sums of the epoch, position; and the plan, which is not saved with them.
 
-    Random numbers are functions of the seed and the position (see batches.py) and the learning rate is one of the
-    progress, so neither has a state of its own. peak_lr follows the world batch (Goyal et al. 2017, arXiv 1706.02677).
+    Random numbers are functions of the seed and the position (see loaders.py) and the learning rate is one of the
+    progress, so neither has a state of its own.
     """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     precision: torch.dtype
-    peak_lr: float
-    lr_factor: Callable[[float], float]
-    num_epochs: int
+    plan: TrainPlan
+    num_epochs: int  # early stopping makes it fewer than the plan's
     sums: MetricSums  # of this rank, in this epoch
     epoch: int = 0  # epochs done
     images_done: int = 0  # by all ranks, in this epoch
@@ -54,19 +50,17 @@ class TrainState:
     best_weights: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def create(cls, model: nn.Module, train: Batches, config: OptimConfig) -> TrainState:
+    def create(cls, model: nn.Module, optimizer: torch.optim.Optimizer, plan: TrainPlan) -> TrainState:
         """The state before the first step. Raises TrainingError where the precision does not suit the device."""
-        world_batch = train.batch_size * train.shard.world * config.accumulate_steps
-        device = train.device
-        precision = resolve_precision(config.precision, device)
+        device = next(model.parameters()).device
+        precision = resolve_precision(plan.precision, device)
         return cls(
             model=model,
-            optimizer=_optimizer(model, config),
+            optimizer=optimizer,
             scaler=torch.amp.GradScaler(device.type, enabled=precision == torch.float16),
             precision=precision,
-            peak_lr=config.peak_lr * world_batch / REFERENCE_BATCH,
-            lr_factor=lr_factor(config),
-            num_epochs=config.num_epochs(train.num_images),
+            plan=plan,
+            num_epochs=plan.epochs,
             sums=MetricSums(device),
         )
 
@@ -89,8 +83,7 @@ class TrainState:
         A collective: every rank calls it, and rank 0's is the one to keep. Raises TrainingError where weights are not
         finite, so that a run that broke down cannot overwrite its last good checkpoint.
         """
-        norms = torch._foreach_norm(list(self.model.parameters()))
-        if not bool(torch.stack(norms).isfinite().all()):
+        if not bool(nn.utils.get_total_norm(list(self.model.parameters())).isfinite()):
             raise TrainingError(f"weights are not finite at step {self.step}; lower --optim.lr")
         ranks_rs = _gathered(torch.cat([self.sums.sums_3, *(t.flatten() for t in _norm_statistics(self.model))]))
         return {
@@ -153,54 +146,6 @@ def average_norm_statistics(model: nn.Module) -> None:
     for tensor in _norm_statistics(model):
         dist.all_reduce(tensor)
         tensor /= dist.get_world_size()
-
-
-def resolve_precision(wanted: str, device: torch.device) -> torch.dtype:
-    """The dtype of the forward pass. Raises TrainingError for a half precision on a device that gains nothing by it."""
-    if wanted == "auto":
-        return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
-    if wanted != "fp32" and device.type != "cuda":
-        raise TrainingError(
-            f"optim.precision '{wanted}' is for CUDA devices and slower on this one ({device.type}); say auto or fp32"
-        )
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[wanted]
-
-
-def lr_factor(config: OptimConfig) -> Callable[[float], float]:
-    """A function from the progress of the run (0-1) to the part (0-1) of the peak rate.
-
-    cosine: linear warm-up, then half a cosine to zero. one_cycle: half a cosine up from 1/25, half a cosine down to
-    1/10,000 of that (Smith and Topin 2018, arXiv 1708.07120, with the constants of torch's OneCycleLR).
-    """
-    one_cycle = config.schedule == "one_cycle"
-    start, end = (1 / 25, 1 / 250_000) if one_cycle else (0.0, 0.0)
-    warm = config.warmup
-
-    def factor(progress: float) -> float:
-        if progress < warm:
-            rising = progress / warm
-            return start + (1 - start) * ((1 - math.cos(math.pi * rising)) / 2 if one_cycle else rising)
-        done = min(1.0, (progress - warm) / (1 - warm))
-        return end + (1 - end) * (1 + math.cos(math.pi * done)) / 2
-
-    return factor
-
-
-def _optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser; weight decay on matrices and filters only (FAULTS 25). fit() sets the rate at each step."""
-    parameters = list(model.parameters())  # frozen ones too: they may be thawed later, and without a gradient they stay
-    groups = [
-        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.decay},
-        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, lr=config.peak_lr, fused=True)
-    momentum = config.sgd_momentum
-    sgd = torch.optim.SGD(groups, lr=config.peak_lr, momentum=momentum, nesterov=momentum > 0, fused=True)
-    if momentum:
-        for p in parameters:  # the fused step (torch 2.14) fails where some have a buffer and thawed ones have none
-            sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)
-    return sgd
 
 
 def _norm_statistics(model: nn.Module) -> list[Tensor]:

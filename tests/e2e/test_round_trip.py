@@ -20,6 +20,7 @@ from rayapp.vision.bundle import Bundle, Manifest, write_bundle
 from rayapp.vision.loaders import ResidentBatches
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.models import ARCHITECTURES, Classifier, build_model
+from rayapp.vision.optim import TrainPlan, build_optimizer
 from rayapp.vision.predictor import Predictor
 from rayapp.vision.state import TrainState
 from tests.support.images import write_folder, write_parquet
@@ -57,7 +58,7 @@ def dataset(
 def trained(name: str, dataset: Dataset) -> tuple[Classifier, EpochReport]:
     info, images, rows = dataset.info, dataset.train, np.arange(NUM_IMAGES)
     assert isinstance(images, Images)
-    config = OptimConfig(epochs=1, batch_size=8)
+    plan = TrainPlan.of(OptimConfig(epochs=1, batch_size=8), len(rows))
     torch.manual_seed(0)
     px = min(info.height_px, info.width_px)
     model = build_model(ModelConfig(name=name), num_classes=info.num_classes, image_px=px, mean=info.mean, std=info.std)
@@ -65,7 +66,7 @@ def trained(name: str, dataset: Dataset) -> tuple[Classifier, EpochReport]:
     augment = Augment.from_config(AugmentConfig(cutout_px=4, random_ops=1, mixup_alpha=0.2), **shape)
     train = ResidentBatches(images, rows, batch_size=8, device=CPU, augment=augment)
     validation = ResidentBatches(images, rows, batch_size=8, device=CPU)
-    (report,) = fit(TrainState.create(model, train, config), train, validation, config)
+    (report,) = fit(TrainState.create(model, build_optimizer(model, plan), plan), train, validation)
     assert isinstance(report, EpochReport)
     return model, report
 

@@ -38,7 +38,7 @@ from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError, DataError, RayAppError
 from rayapp.registry.tracking import MetricLog, Tracker
 from rayapp.vision.models import build_model
-from rayapp.vision.state import lr_factor
+from rayapp.vision.optim import TrainPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_TRAIN, NUM_TEST = 120, 20
@@ -238,18 +238,16 @@ def _channels(values: tuple[float, ...]) -> torch.Tensor:
 
 
 def test_the_plain_script_has_our_optimiser_and_schedule():
-    config, steps = OptimConfig(), 400
+    config, steps = TrainPlan.of(OptimConfig(batch_size=256), num_images=45_000), 400
     model = plain.build_model("resnet9")
     optimizer, schedule = plain.build_optimizer(model, peak_lr=config.peak_lr, num_steps=steps)
     rates = _rates(optimizer, schedule, steps)
-    factor = lr_factor(config)
-
-    ours = [config.peak_lr * factor((step + 0.5) / steps) for step in range(steps)]
+    ours = [config.lr_at((step + 0.5) / steps) for step in range(steps)]
 
     assert rates == pytest.approx(ours, abs=0.01 * config.peak_lr)
     groups = [(g["weight_decay"], {p.ndim for p in g["params"]} <= {1}) for g in optimizer.param_groups]
-    assert groups == [(config.decay, False), (0.0, True)]
-    assert {(g["momentum"], g["nesterov"]) for g in optimizer.param_groups} == {(config.sgd_momentum, True)}
+    assert groups == [(config.weight_decay, False), (0.0, True)]
+    assert {(g["momentum"], g["nesterov"]) for g in optimizer.param_groups} == {(config.momentum, True)}
     assert config.label_smoothing == plain.SMOOTHING
 
 

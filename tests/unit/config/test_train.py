@@ -315,20 +315,6 @@ def test_wrong_flag_of_another_verb_gets_a_sentence(verb, argv, sentence):
 # --- what follows from the settings -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("num_images", "epochs"), [(45_000, 13), (1_300, 20), (200_000, 8)])
-def test_epochs_follow_the_number_of_images(num_images, epochs):
-    assert config.OptimConfig().num_epochs(num_images) == epochs
-    assert config.OptimConfig(epochs=2).num_epochs(num_images) == 2
-
-
-def test_defaults_of_the_optimiser_follow_its_name():
-    sgd, adamw = config.OptimConfig(), config.OptimConfig(optimizer="adamw", schedule="cosine")
-
-    assert (sgd.peak_lr, sgd.decay, sgd.warmup) == (0.4, 5e-4, 0.25)
-    assert (adamw.peak_lr, adamw.decay, adamw.warmup) == (0.003, 0.05, 0.05)
-    assert config.OptimConfig(lr=0.1, weight_decay=0, warmup_fraction=0).decay == 0
-
-
 def test_promote_names_the_model():
     assert SETTINGS["promote"]().uri == "models:/vision@challenger"
     assert SETTINGS["promote"](version=7).uri == "models:/vision/7"

@@ -29,6 +29,7 @@ from rayapp.tune.driver import _fills_the_machine, _max_epochs
 from rayapp.tune.search import SCORE, TIME_ATTR, domain, param_space, scheduler, searcher
 from rayapp.tune.trial import score_of
 from rayapp.vision.loop import EpochReport
+from rayapp.vision.optim import TrainPlan
 
 WHOLE = {"optim.batch_size": {"log_integer": [1, 4]}, "optim.epochs": {"integer": [1, 3]}}
 RATES = {"optim.lr": {"log_uniform": [1e-4, 1e-2]}, "optim.momentum": {"uniform": [0.8, 0.99]}}
@@ -285,7 +286,7 @@ def test_grace_beyond_the_longest_trial_is_no_error() -> None:
 
 
 def test_the_longest_trial_is_as_long_as_any_may_be() -> None:
-    default = OptimConfig().num_epochs(100)
+    default = TrainPlan.of(OptimConfig(), 100).epochs
     names = {"choice": ["resnet9", "resnet18"]}
     few_of_resnet9 = {"integer": [1, 4], "when": {"model.name": "resnet9"}}
 
