@@ -271,10 +271,7 @@ class TrackingConfig(Section):
 class CostConfig(Section):
     """What a node costs by its accelerator, as Ray names it (cpu where it has none): fills in cost_usd of a run."""
 
-    usd_per_hour: dict[str, float] = Field(
+    usd_per_hour: dict[str, Annotated[float, Field(ge=0)]] = Field(
         default_factory=dict,
         description="Price of a node-hour (USD) by accelerator, over the table of runtime/cost.py.",
     )
-
-
-# --- serving ----------------------------------------------------------------------------------------------------------

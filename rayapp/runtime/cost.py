@@ -1,4 +1,4 @@
-"""What a run costs: node-seconds times a price table, energy from the power of the boards, and what past runs foretell.
+"""What a run costs: node-seconds times a price table.
 
 A kind of node is named by its accelerator as Ray names it: "A10G" has one, "4xA10G" has four, "cpu" has none. A Ray
 node counts as a whole machine from the moment that workers are placed on it, for that is what is paid for.
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.util.accelerators import accelerators
 
 from rayapp.config.sweep import BudgetConfig
 from rayapp.config.train import CostConfig
-from rayapp.errors import ConfigError, did_you_mean
+from rayapp.errors import ConfigError
 from rayapp.runtime.resources import share_of_node
 
 CPU, UNKNOWN = "cpu", "unknown"
@@ -32,13 +31,6 @@ LIST_USD_PER_HOUR = {
     "L40S": 1.861,  # g6e.xlarge
 }
 
-# Maximum power of a board: NVIDIA's data sheets, of SXM where there is a choice; A10G has none, so nvidia-smi's limit.
-BOARD_WATTS = {"T4": 70, "L4": 72, "A10G": 300, "L40S": 350, "A100": 400, "H100": 700, "H200": 700}
-
-RAY_NAMES = {CPU} | {v for k, v in vars(accelerators).items() if isinstance(v, str) and not k.startswith("_")}
-# How Ray names NVIDIA boards that it has no constant for, as A40, RTX-A6000, GeForce-RTX-4090
-# (ray/_private/accelerators/nvidia_gpu.py, 2.60)
-DERIVED_NAME = re.compile(r"(?:[A-Z]+-)*[A-Z]+\d[A-Z0-9]*|(?:GeForce|TITAN)-[\w-]+")
 COUNT = re.compile(r"^([2-9]|[1-9]\d+)x")
 
 
@@ -80,24 +72,21 @@ def _kind(node: Mapping[str, Any] | None) -> str:
     return f"{count}x{name}" if count > 1 else name
 
 
-# --- money and energy -------------------------------------------------------------------------------------------------
+# --- money ------------------------------------------------------------------------------------------------------------
 
 
 def usd_per_hour(config: CostConfig, *, local: bool) -> dict[str, float]:
     """Kind -> price of a node-hour: the list prices under the user's own.
 
     local: the cluster was started by this process, on a machine that nobody rents by the hour: it has the user's prices
-    alone. Raises ConfigError where a price is negative or is for no accelerator that Ray could name.
+    alone. Raises ConfigError where an accelerator of the list is written with other capitals than Ray's.
     """
-    for kind, usd in config.usd_per_hour.items():
+    by_case = {name.lower(): name for name in LIST_USD_PER_HOUR}
+    for kind in config.usd_per_hour:
         name = COUNT.sub("", kind)
-        if name not in RAY_NAMES and not DERIVED_NAME.fullmatch(name):
-            raise ConfigError(
-                f"cost.usd_per_hour has a price for '{kind}', which is no accelerator as Ray names them."
-                f"{_hint(name)} A node with four of them is written 4xNAME, one without any {CPU}."
-            )
-        if usd < 0:
-            raise ConfigError(f"cost.usd_per_hour of '{kind}' is {usd:g}: it must be 0 or more.")
+        right = by_case.get(name.lower(), name)
+        if right != name:
+            raise ConfigError(f"cost.usd_per_hour has a price for '{kind}'. Did you mean '{right}', as Ray names it?")
     return ({} if local else LIST_USD_PER_HOUR) | config.usd_per_hour
 
 
@@ -106,33 +95,6 @@ def cost_usd(uses: Sequence[NodeUse], prices: Mapping[str, float]) -> float | No
     if any(use.accelerator not in prices for use in uses):
         return None
     return sum((use.node_hours * prices[use.accelerator] for use in uses), 0.0)
-
-
-def energy_wh(uses: Sequence[NodeUse]) -> float | None:
-    """What the accelerators may have drawn at most: their maximum power all the time, the hosts left out.
-
-    None where a node has none, or one whose power is not in the table: nothing is claimed of CPUs.
-    """
-    total = 0.0
-    for use in uses:
-        count = COUNT.match(use.accelerator)
-        watts = BOARD_WATTS.get(COUNT.sub("", use.accelerator))
-        if watts is None:
-            return None
-        total += use.node_hours * watts * (int(count[1]) if count else 1)
-    return total
-
-
-def _hint(name: str) -> str:
-    """The nearest name, whatever its case, else the ones that have a list price."""
-    by_case = {known.lower(): known for known in RAY_NAMES}
-    if name.lower() in by_case:
-        return f" Did you mean '{by_case[name.lower()]}'?"
-    hint = did_you_mean(name, RAY_NAMES - {CPU})
-    return hint if "Did you mean" in hint else f" Some that it knows: {', '.join(LIST_USD_PER_HOUR)}."
-
-
-# --- what past runs say -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

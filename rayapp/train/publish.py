@@ -15,7 +15,7 @@ from rayapp.errors import RegistryError, TrainingError
 from rayapp.provenance import git_sha, package_versions
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import MetricLog, Tracker
-from rayapp.runtime.cost import cost_usd, energy_wh
+from rayapp.runtime.cost import cost_usd
 from rayapp.train.checkpoints import STATE, Checkpoints, epochs_of, uses_of
 from rayapp.train.record import Run
 from rayapp.train.setup import model_for
@@ -59,7 +59,7 @@ def deliver(
         versions = Registry(home.tracking_uri).versions()
         return Delivered(tuple(epochs), next((v for v in versions if v.run_id == run.run_id), None), cost)
     _write_bundle(run, snapshot, info, split, epochs)
-    spent = {"cost_usd": cost, "energy_wh_at_most": energy_wh(uses), **seconds}
+    spent = {"cost_usd": cost, **seconds}
     try:
         version = _send(
             run, home, snapshot, epochs, {name: value for name, value in spent.items() if value is not None}

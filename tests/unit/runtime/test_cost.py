@@ -15,12 +15,9 @@ from rayapp.errors import ConfigError
 from rayapp.provenance import recipe_digest
 from rayapp.registry.tracking import PastRun, Tracker, connected
 from rayapp.runtime.cost import (
-    BOARD_WATTS,
     LIST_USD_PER_HOUR,
-    RAY_NAMES,
     NodeUse,
     cost_usd,
-    energy_wh,
     nodes_of,
     usd_per_hour,
 )
@@ -69,7 +66,7 @@ def test_an_elastic_run_is_the_sum_of_its_segments() -> None:
     assert cost_usd([], LIST_USD_PER_HOUR) == 0.0
 
 
-# --- money and energy -------------------------------------------------------------------------------------------------
+# --- money ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_machine_of_ones_own_has_no_price_unless_one_is_given() -> None:
@@ -86,40 +83,15 @@ def test_ones_own_prices_go_over_the_list_and_beyond_it() -> None:
     assert prices == LIST_USD_PER_HOUR | {"A10G": 0.4, "4xL4": 4.6, "GeForce-RTX-4090": 0.0}
 
 
-@pytest.mark.parametrize(
-    ("kind", "hint"),
-    [
-        ("a10g", "Did you mean 'A10G'?"),
-        ("4xA10g", "Did you mean 'A10G'?"),
-        ("1xA10G", "Did you mean 'A10G'?"),
-        ("H100 SXM", "Did you mean 'H100'?"),
-        ("CPU", "Did you mean 'cpu'?"),
-        ("g5.xlarge", "Some that it knows: cpu, T4, L4, A10G, L40S."),
-        ("gpu", "Some that it knows: cpu, T4, L4, A10G, L40S."),
-    ],
-)
-def test_a_price_for_what_is_no_accelerator_names_the_nearest(kind: str, hint: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+@pytest.mark.parametrize("kind", ["a10g", "4xA10g", "4xa10g"])
+def test_an_accelerator_in_other_capitals_is_not_another_accelerator(kind: str) -> None:
+    with pytest.raises(ConfigError, match=f"has a price for '{kind}'. Did you mean 'A10G'"):
         usd_per_hour(CostConfig(usd_per_hour={kind: 1.0}), local=True)
-    assert str(caught.value) == (
-        f"cost.usd_per_hour has a price for '{kind}', which is no accelerator as Ray names them. {hint}"
-        " A node with four of them is written 4xNAME, one without any cpu."
-    )
 
 
 def test_a_negative_price_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"cost.usd_per_hour of 'T4' is -1: it must be 0 or more"):
-        usd_per_hour(CostConfig(usd_per_hour={"T4": -1.0}), local=False)
-
-
-def test_the_tables_use_rays_own_names() -> None:
-    assert {*LIST_USD_PER_HOUR, *BOARD_WATTS} <= RAY_NAMES
-
-
-def test_energy_is_the_boards_maximum_and_nothing_is_claimed_of_cpus() -> None:
-    assert energy_wh([NodeUse("L4", 2, 1800.0), NodeUse("4xT4", 1, 3600.0)]) == pytest.approx(72 + 280)
-    assert energy_wh([NodeUse("cpu", 1, 3600.0)]) is None
-    assert energy_wh([NodeUse("L4", 1, 3600.0), NodeUse("V100", 1, 3600.0)]) is None
+    with pytest.raises(ConfigError, match=r"cost.usd_per_hour.T4 is '?-1'?: it must be greater than or equal to 0"):
+        settings("--cost.usd_per_hour", "T4=-1")
 
 
 # --- what past runs say -----------------------------------------------------------------------------------------------
