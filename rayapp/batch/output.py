@@ -15,7 +15,6 @@ import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -23,6 +22,7 @@ import pyarrow.parquet as pq
 from pyarrow import fs
 
 from rayapp.errors import ConfigError
+from rayapp.storage import Folder, absolute_uri, what_to_check
 
 SUCCESS, PARTIAL, PLAN = "_SUCCESS", "_partial", "_partial/plan.json"
 PART = re.compile(r"part-(\d{5,})\.parquet")
@@ -51,12 +51,10 @@ class Output:
     """A folder for predictions. What cannot be written there is a ConfigError, in all of its methods."""
 
     def __init__(self, path: str) -> None:
-        self._remote = "://" in path
-        self.uri = path.rstrip("/") if self._remote else str(Path(path).expanduser().absolute())
+        self.uri = absolute_uri(path)
         with self._writing():
-            # from_uri heeds AWS_ENDPOINT_URL, which S3FileSystem() does not (pyarrow 25)
-            base, root = fs.FileSystem.from_uri(self.uri) if self._remote else (fs.LocalFileSystem(), self.uri)
-            self._fs = fs.SubTreeFileSystem(root, base)
+            self._folder = Folder(path)
+            self._fs = self._folder.files
 
     def check(self, *, overwrite: bool) -> None:
         """Raises ConfigError where predictions are there that may not be replaced, or files of somebody else."""
@@ -77,13 +75,13 @@ class Output:
         content = json.dumps(plan, sort_keys=True).encode()
         with self._writing():
             names = self._names(PARTIAL)
-            if "plan.json" in names and self._read(PLAN) == content:
+            if "plan.json" in names and self._folder.read(PLAN) == content:
                 left = [int(found[1]) for name in names if (found := PART.fullmatch(name))]
                 with ThreadPoolExecutor(NUM_MOVERS) as pool:
                     return dict(zip(left, pool.map(self._count, left), strict=True))
             if names:
                 self._fs.delete_dir(PARTIAL)
-            self._write(PLAN, content)
+            self._folder.write(PLAN, content)
         return {}
 
     def write(self, number: int, table: pa.Table) -> Count:
@@ -91,7 +89,7 @@ class Output:
         file = pa.BufferOutputStream()
         pq.write_table(table, file, compression="zstd")
         with self._writing():
-            self._write(f"{PARTIAL}/{_name(number)}", file.getvalue())
+            self._folder.write(f"{PARTIAL}/{_name(number)}", file.getvalue())
         return Count.of(table["error"])
 
     def commit(self, result: Mapping[str, Any]) -> None:
@@ -104,7 +102,7 @@ class Output:
             list(pool.map(self._fs.delete_file, filter(PART.fullmatch, names)))
             parts = filter(PART.fullmatch, self._names(PARTIAL))
             list(pool.map(lambda name: self._fs.move(f"{PARTIAL}/{name}", name), parts))
-            self._write(SUCCESS, (json.dumps(result, indent=2) + "\n").encode())
+            self._folder.write(SUCCESS, (json.dumps(result, indent=2) + "\n").encode())
             self._fs.delete_dir(PARTIAL)
 
     def _names(self, folder: str) -> list[str]:
@@ -115,28 +113,14 @@ class Output:
         with self._fs.open_input_file(f"{PARTIAL}/{_name(number)}") as file:
             return Count.of(pq.read_table(file, columns=["error"])["error"])
 
-    def _read(self, name: str) -> bytes:
-        with self._fs.open_input_file(name) as file:
-            return bytes(file.read())
-
-    def _write(self, name: str, content: Any) -> None:
-        """A file appears whole or not at all: a bucket does so by itself."""
-        grows = name if self._remote else f"{name}.partial"
-        if not self._remote:
-            self._fs.create_dir(str(Path(name).parent))
-        with self._fs.open_output_stream(grows) as file:
-            file.write(content)
-        if grows != name:
-            self._fs.move(grows, name)
-
     @contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, pa.ArrowException) as error:
-            hint = "the bucket, the AWS credentials and AWS_ENDPOINT_URL" if self._remote else "the path and its rights"
             raise ConfigError(
-                f"output {self.uri} cannot be written to ({str(error).splitlines()[0]}); check {hint}"
+                f"output {self.uri} cannot be written to ({str(error).splitlines()[0]});"
+                f" check {what_to_check(self.uri)}"
             ) from error
 
 

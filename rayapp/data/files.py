@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +18,7 @@ from filelock import FileLock
 from pyarrow import fs
 
 from rayapp.errors import DataError
+from rayapp.storage import absolute_uri, atomic_write, open_fs
 
 logger = logging.getLogger(__name__)
 
@@ -63,11 +63,9 @@ class Tree(Reader):
     @classmethod
     def open(cls, path: str) -> Tree:
         """What lies below path (a folder, or s3://...); hidden files are left out. Raises DataError."""
-        remote = "://" in path
-        uri = path.rstrip("/") if remote else str(Path(path).expanduser().absolute())
+        uri = absolute_uri(path)
         with reading(uri):
-            # from_uri heeds AWS_ENDPOINT_URL, which S3FileSystem() does not (pyarrow 25)
-            base, root = fs.FileSystem.from_uri(uri) if remote else (fs.LocalFileSystem(), uri)
+            base, root = open_fs(uri)
             tree = fs.SubTreeFileSystem(root, base)
             infos = [
                 info
@@ -110,9 +108,7 @@ class Tree(Reader):
             kept = {path: [*wanted[path], digest] for path, digest in fresh.items() if wanted[path][1] < settled_ns}
             if kept:
                 kept |= {path: known[path] for path in found}
-                partial = memo.with_suffix(".partial")
-                partial.write_text(json.dumps(kept))
-                os.replace(partial, memo)
+                atomic_write(memo, json.dumps(kept))
         return found | fresh
 
     def _digest_all(self, paths: list[str]) -> dict[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from rayapp.errors import RegistryError
+from rayapp.storage import atomic_write
 
 log = logging.getLogger(__name__)
 
@@ -74,9 +74,7 @@ class Spool:
         return rows, end
 
     def mark_sent(self, end: int) -> None:
-        partial = self._sent_path.with_name(self._sent_path.name + ".partial")
-        partial.write_text(str(end))
-        os.replace(partial, self._sent_path)
+        atomic_write(self._sent_path, str(end))
         self._sent = end
 
     def num_waiting(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from rayapp.registry.uris import ModelVersion
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica, Served
 from rayapp.serve.rollout import Refusal, Serving, outcome, refusal_of, unknown
+from rayapp.storage import atomic_write
 from rayapp.vision.predictor import Predictor
 
 log = logging.getLogger(__name__)
@@ -180,11 +180,9 @@ class LastServed:
     def write(self, model: str, version: ModelVersion, metadata: Mapping[str, Any]) -> None:
         """Note what is served from now on. A note that cannot be written is logged: serving goes on without."""
         note = {"version": VERSION.dump_python(version, mode="json"), "metadata": dict(metadata)}
-        partial = self._path.with_suffix(f".{os.getpid()}.partial")
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_text(json.dumps({**self._notes(), model: note}), encoding="utf-8")
-            os.replace(partial, self._path)
+            atomic_write(self._path, json.dumps({**self._notes(), model: note}))
         except OSError as error:
             log.warning("cannot note the served model in %s: %s", self._path, error)
 

@@ -22,16 +22,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow import fs
 
 from rayapp.config.serve import RequestLogConfig
 from rayapp.errors import ConfigError
+from rayapp.storage import Folder, absolute_uri, what_to_check
 from rayapp.vision.predictor import Float32Array
 
 logger = logging.getLogger(__name__)
@@ -85,12 +84,11 @@ def check(config: RequestLogConfig) -> None:
     pq.write_metadata(SCHEMA, schema)
     partial = f".{secrets.token_hex(4)}.partial"  # several replicas start at once
     try:
-        _Folder(_folder_of(config)).write("_common_metadata", schema.getvalue(), partial=partial)
+        _open(config).write("_common_metadata", schema.getvalue(), partial=partial)
     except (OSError, pa.ArrowException) as error:
-        remote = "://" in _folder_of(config)
-        hint = "the bucket, the AWS credentials and AWS_ENDPOINT_URL" if remote else "the path and who may write there"
         raise ConfigError(
-            f"request_log.folder {config.folder} cannot be written to ({_reason(error)}); check {hint}, or leave it out"
+            f"request_log.folder {config.folder} cannot be written to ({_reason(error)});"
+            f" check {what_to_check(_folder_of(config))}, or leave it out"
         ) from error
 
 
@@ -166,7 +164,7 @@ class _Writer:
 
     def __init__(self, config: RequestLogConfig, replica: str, arrived: deque[Record], *, delay_s: float) -> None:
         self._path = config.folder
-        self._folder = _Folder(_folder_of(config))
+        self._folder = _open(config)
         self._images = config.images
         self._replica = re.sub(r"[^A-Za-z0-9._-]+", "-", replica).lstrip(".")
         self._arrived = arrived
@@ -253,32 +251,14 @@ def _as_batch(records: Sequence[Record], *, images: bool) -> Any:
     return pa.RecordBatch.from_arrays([arrays[name] for name in SCHEMA.names], schema=SCHEMA)
 
 
-class _Folder:
-    """A place for files, here or in a bucket, where a file appears whole or not at all."""
-
-    def __init__(self, path: str) -> None:
-        self._local = "://" not in path
-        if path.startswith("s3://"):  # one request a file; otherwise pyarrow makes three of it
-            path += ("&" if "?" in path else "?") + "allow_delayed_open=true"
-        # from_uri heeds AWS_ENDPOINT_URL, which S3FileSystem() does not (pyarrow 25)
-        base, root = (fs.LocalFileSystem(), path) if self._local else fs.FileSystem.from_uri(path)
-        self._fs = fs.SubTreeFileSystem(root, base)
-
-    def write(self, name: str, data: Any, *, partial: str) -> None:
-        """The file name below the folder; partial is where it grows. Raises OSError or pyarrow's ArrowException."""
-        if not self._local:
-            with self._fs.open_output_stream(name) as file:
-                file.write(data)
-            return
-        self._fs.create_dir(str(Path(name).parent))
-        with self._fs.open_output_stream(partial) as file:
-            file.write(data)
-        self._fs.move(partial, name)
+def _open(config: RequestLogConfig) -> Folder:
+    """One request a file in a bucket; otherwise pyarrow makes three of it."""
+    return Folder(_folder_of(config), query="allow_delayed_open=true")
 
 
 def _folder_of(config: RequestLogConfig) -> str:
     assert config.folder, "there is no log without a folder"
-    return config.folder.rstrip("/") if "://" in config.folder else str(Path(config.folder).expanduser().absolute())
+    return absolute_uri(config.folder)
 
 
 def _reason(error: Exception) -> str:

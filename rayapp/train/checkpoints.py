@@ -27,7 +27,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from rayapp.config.train import CheckpointConfig
 from rayapp.runtime.cost import NodeUse
-from rayapp.storage import open_storage
+from rayapp.storage import Folder
 from rayapp.vision.loaders import Shard
 from rayapp.vision.loop import EpochReport, StepReport
 from rayapp.vision.state import Snapshot, TrainState, from_bytes, to_bytes
@@ -40,7 +40,7 @@ class Checkpoints:
     """The checkpoints of one run; the writer is rank 0 alone."""
 
     def __init__(self, storage: str, run: str, *, keep: int = 2) -> None:
-        self._files, self._root = open_storage(storage, run)
+        self._folder = Folder(f"{storage.rstrip('/')}/{run}")
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None
@@ -75,19 +75,19 @@ class Checkpoints:
         """Remove those that newest() passed over."""
         for newer in self.names():
             if newer > name:
-                self._files.delete_dir(f"{self._root}/{newer}")
+                self._folder.files.delete_dir(newer)
 
     def read(self, name: str) -> Snapshot:
         """Raises OSError or ValueError where it is not whole."""
-        expected = json.loads(self._bytes(f"{name}/{DIGEST}"))["sha256"]
-        content = self._bytes(f"{name}/{STATE}")
+        expected = json.loads(self._folder.read(f"{name}/{DIGEST}"))["sha256"]
+        content = self._folder.read(f"{name}/{STATE}")
         if hashlib.sha256(content).hexdigest() != expected:
             raise ValueError(f"{STATE} has another digest than {DIGEST} says")
         return from_bytes(content)
 
     def names(self) -> list[str]:
         """All checkpoints, the newest last, half-written ones included."""
-        entries = self._files.get_file_info(FileSelector(self._root, allow_not_found=True))
+        entries = self._folder.files.get_file_info(FileSelector("", allow_not_found=True))
         return sorted(
             e.base_name for e in entries if e.type == FileType.Directory and e.base_name.startswith("checkpoint_")
         )
@@ -96,20 +96,10 @@ class Checkpoints:
         name = f"checkpoint_{snapshot['position']['step']:09}"
         content = to_bytes(snapshot)
         about = {"sha256": hashlib.sha256(content).hexdigest()}
-        self._files.create_dir(f"{self._root}/{name}", recursive=True)
-        self._put(f"{name}/{STATE}", content)
-        self._put(f"{name}/{DIGEST}", json.dumps(about).encode())
+        self._folder.write(f"{name}/{STATE}", content)
+        self._folder.write(f"{name}/{DIGEST}", json.dumps(about).encode())
         for old in self.names()[: -self._keep]:
-            self._files.delete_dir(f"{self._root}/{old}")
-
-    def _put(self, path: str, content: bytes) -> None:
-        with self._files.open_output_stream(f"{self._root}/{path}") as file:
-            file.write(content)
-
-    def _bytes(self, path: str) -> bytes:
-        with self._files.open_input_file(f"{self._root}/{path}") as file:
-            content: Any = file.read()
-        return bytes(content)
+            self._folder.files.delete_dir(old)
 
 
 class Keeper:

@@ -19,7 +19,7 @@ from rayapp.data.datasets import Split
 from rayapp.errors import ConfigError, did_you_mean
 from rayapp.provenance import flat
 from rayapp.registry.tracking import heavy_modules
-from rayapp.storage import alone, open_storage, write_whole
+from rayapp.storage import Folder, atomic_write, exclusive_lock
 
 Stage = Literal["training", "trained", "done"]
 RUN_FILE = "run.json"
@@ -60,12 +60,9 @@ class Run:
             "settings": self.settings.model_dump(mode="json", by_alias=True),
         }
         text = json.dumps(content, indent=2) + "\n"
-        write_whole(self.folder / RUN_FILE, text)
+        atomic_write(self.folder / RUN_FILE, text)
         if self.settings.compute.storage_path:
-            files, root = open_storage(self.storage, self.name)
-            files.create_dir(root, recursive=True)
-            with files.open_output_stream(f"{root}/{RUN_FILE}") as file:
-                file.write(text.encode())
+            Folder(f"{self.storage.rstrip('/')}/{self.name}").write(RUN_FILE, text.encode())
 
     def at(self, stage: Stage) -> Run:
         """The same run at another stage, saved."""
@@ -75,7 +72,7 @@ class Run:
 
     def locked(self) -> AbstractContextManager[None]:
         """Nobody else on this machine trains this run inside. Raises ConfigError where somebody does."""
-        return alone(self.folder, f"run '{self.name}' is being trained")
+        return exclusive_lock(self.folder, f"run '{self.name}' is being trained")
 
     def save_split(self, split: Split) -> None:
         """Write split.npz: which images were for training and which for validation."""
@@ -133,10 +130,8 @@ def _look_up(home: Home, wanted: str, storage: str | None) -> Run | None:
             return _run(home, content)
     if storage is None:
         return None
-    files, root = open_storage(storage, wanted)
     try:
-        with files.open_input_file(f"{root}/{RUN_FILE}") as file:
-            return _run(home, json.loads(bytes(file.read())))
+        return _run(home, json.loads(Folder(f"{storage.rstrip('/')}/{wanted}").read(RUN_FILE)))
     except FileNotFoundError:
         return None
 

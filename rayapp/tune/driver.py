@@ -24,7 +24,7 @@ from rayapp.runtime.cost import Rates, usd_per_hour
 from rayapp.runtime.progress import say
 from rayapp.runtime.resources import check_room, device_of, resources_each
 from rayapp.runtime.start import interruptible, ray_cluster
-from rayapp.storage import open_storage
+from rayapp.storage import open_fs
 from rayapp.train.record import driver_imports
 from rayapp.train.setup import absolute_paths, first_weights
 from rayapp.tune.record import Sweep, TrialRow, find_sweep, new_name
@@ -88,7 +88,7 @@ def clean(home: Home, name: str) -> list[str]:
     with sweep.locked():
         removed = [str(sweep.folder)]
         if sweep.settings.compute.storage_path:
-            files, root = open_storage(sweep.storage, sweep.name)
+            files, root = open_fs(f"{sweep.storage.rstrip('/')}/{sweep.name}")
             if files.get_file_info(root).type == FileType.Directory:
                 files.delete_dir(root)
                 removed.append(f"{sweep.storage}/{sweep.name}")

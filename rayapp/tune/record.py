@@ -23,7 +23,7 @@ from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, did_you_mean
-from rayapp.storage import alone, open_storage, write_whole
+from rayapp.storage import atomic_write, exclusive_lock, open_fs
 
 SWEEP_FILE, TRIALS_FILE = "sweep.json", "trials.json"
 State = Literal["running", "finished", "stopped", "failed"]
@@ -89,7 +89,7 @@ class Sweep:
 
     def tune_state(self) -> str:
         """What Ray Tune has written down of all trials; nothing before it did so for the first time."""
-        files, root = open_storage(self.storage, self.name)
+        files, root = open_fs(f"{self.storage.rstrip('/')}/{self.name}")
         entries = files.get_file_info(FileSelector(root, allow_not_found=True))
         states = [entry.path for entry in entries if entry.base_name.startswith("experiment_state")]
         if not states:
@@ -107,7 +107,7 @@ class Sweep:
             "usd_per_second": self.usd_per_second,
             "settings": self.settings.model_dump(mode="json", by_alias=True, exclude_unset=True),
         }
-        write_whole(self.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
+        atomic_write(self.folder / SWEEP_FILE, json.dumps(content, indent=2) + "\n")
 
     def at(self, stage: Literal["searching", "searched", "done"]) -> Sweep:
         """The same sweep at another stage, saved."""
@@ -119,7 +119,7 @@ class Sweep:
         """Write trials.json, whole or not at all. seconds: what the sweep took so far."""
         content = {"seconds": seconds, "trials": [vars(row) for row in rows]}
         # without indent, with which Python does it ten times slower, and this is done at each change
-        write_whole(self.folder / TRIALS_FILE, json.dumps(content) + "\n")
+        atomic_write(self.folder / TRIALS_FILE, json.dumps(content) + "\n")
 
     def load_trials(self) -> tuple[list[TrialRow], float]:
         """The rows in the order in which their trials began, and the seconds that the sweep took."""
@@ -131,7 +131,7 @@ class Sweep:
 
     def locked(self) -> AbstractContextManager[None]:
         """Nobody else on this machine runs this sweep inside. Raises ConfigError where somebody does."""
-        return alone(self.folder, f"sweep '{self.name}' is being run")
+        return exclusive_lock(self.folder, f"sweep '{self.name}' is being run")
 
 
 def new_name(home: Home, settings: TuneSettings) -> str:

@@ -21,7 +21,7 @@ from ray.tune.schedulers import ASHAScheduler, TrialScheduler
 from rayapp.errors import RegistryError
 from rayapp.registry.spool import Spool
 from rayapp.registry.tracking import SEND_EVERY_S, Status, Tracker
-from rayapp.storage import open_storage
+from rayapp.storage import open_fs
 from rayapp.tune.distributed_trial import stop_workers
 from rayapp.tune.record import Sweep, TrialRow
 from rayapp.tune.search import SCORE, plain
@@ -206,7 +206,7 @@ class TrialLog(Callback):
 
     def _remove_checkpoints(self, ended_before: float) -> None:
         """Of trials that ended so long ago that Tune has written it down, and will not go back to them."""
-        files, root = open_storage(self._sweep.storage, self._sweep.name)
+        files, root = open_fs(f"{self._sweep.storage.rstrip('/')}/{self._sweep.name}")
         for trial_id in [trial_id for trial_id, at in self._ended_at.items() if at <= ended_before]:
             del self._ended_at[trial_id]
             folder = FileSelector(f"{root}/{trial_id}", allow_not_found=True)

@@ -17,7 +17,7 @@ from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCall
 from ray.tune.schedulers import TrialScheduler
 
 from rayapp.runtime.resources import resources_held
-from rayapp.storage import open_storage
+from rayapp.storage import open_fs
 from rayapp.train.checkpoints import STATE
 from rayapp.tune.record import Sweep
 from rayapp.tune.recorder import TrialLog
@@ -107,7 +107,7 @@ def mend_checkpoints(sweep: Sweep) -> None:
     It removes a checkpoint when there is a newer one, and only then writes down that there is: a driver that is killed
     in between leaves a trial that could not be restored (2.60).
     """
-    files, root = open_storage(sweep.storage, sweep.name)
+    files, root = open_fs(f"{sweep.storage.rstrip('/')}/{sweep.name}")
     for trial in files.get_file_info(FileSelector(root)):
         if trial.type != FileType.Directory:
             continue

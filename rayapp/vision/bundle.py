@@ -12,7 +12,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import logging
-import os
 import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from rayapp.config.train import DataConfig, ModelConfig
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import BundleError
+from rayapp.storage import atomic_write
 from rayapp.vision.models import Classifier, blank_model
 
 FORMAT_VERSION = 1
@@ -134,9 +134,9 @@ def write_bundle(folder: Path, model: Classifier, manifest: Manifest) -> Bundle:
         export_onnx(model, folder / GRAPH, manifest.preprocess)
         files = {name: file_digest(folder / name) for name in (WEIGHTS, GRAPH)}
         complete = manifest.model_copy(update={"files": files, "created": datetime.now(UTC).isoformat("T", "seconds")})
-        partial = folder / f"{MANIFEST}.partial"
-        partial.write_text(complete.model_dump_json(indent=2) + "\n", encoding="utf-8")
-        os.replace(partial, folder / MANIFEST)  # last and at once: without it the folder is no bundle
+        atomic_write(
+            folder / MANIFEST, complete.model_dump_json(indent=2) + "\n"
+        )  # last and at once: without it the folder is no bundle
     except OSError as error:
         raise BundleError(f"the bundle cannot be written to {folder} ({error.strerror}); free some space") from error
     return Bundle.open(folder)

@@ -149,7 +149,8 @@ def test_files_of_somebody_else_are_not_touched(place: str, name: str) -> None:
 
 def test_a_place_that_cannot_be_written_to_is_said(tmp_path: Path, place: str) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(ConfigError, match=r"^output \S+ cannot be written to \(.*\); check the path and its rights$"):
+    sentence = r"^output \S+ cannot be written to \(.*\); check the path and who may write there$"
+    with pytest.raises(ConfigError, match=sentence):
         Output(str(tmp_path / "file" / "below")).begin(PLAN)
     with pytest.raises(ConfigError, match=r"output ftp://x/y cannot be written to \(.*\); check the bucket"):
         Output("ftp://x/y")
