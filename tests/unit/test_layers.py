@@ -30,6 +30,7 @@ FLOORS = [
     {"demo"},
     {"verbs"},
     {"cli"},
+    {"__main__"},
     {"jobs"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
