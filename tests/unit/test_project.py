@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import yaml
 
 from rayapp.doctor import read_pins
 
@@ -154,17 +153,6 @@ def test_ci_runs_both_commands():
     assert "set -euo pipefail" in script.read_text()
     expected = ["check", "check-infra", "test"]
     assert re.findall(r"^make .*?([\w-]+)$", script.read_text(), flags=re.MULTILINE) == expected
-
-
-def test_workflow_may_only_read_and_its_actions_are_pinned():
-    text = (ROOT / ".github" / "workflows" / "ci.yml").read_text()
-    workflow = yaml.safe_load(text)
-
-    assert workflow["permissions"] == {"contents": "read"}
-    assert [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step] == [".ci/run"]
-    used = re.findall(r"uses: (\S+)", text)
-    assert used
-    assert [name for name in used if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", name)] == []
 
 
 # --- what must not be in the files ------------------------------------------------------------------------------------
