@@ -205,6 +205,16 @@ def test_example_environment_sets_nothing():
     assert {"#RAYAPP_HOME", "#MLFLOW_TRACKING_URI", "#RAY_ADDRESS"} <= {line.split("=")[0] for line in lines}
 
 
+def test_example_environment_gives_ray_address_the_form_that_ray_takes():
+    """It gave the dashboard's http:// address, with which `rayapp train` ended in a traceback."""
+    values = dict(
+        line[1:].split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if "=" in line[:25]
+    )
+
+    assert re.fullmatch(r"[\d.]+:\d+", values["RAY_ADDRESS"])
+    assert values["RAY_API_SERVER_ADDRESS"].startswith("http://")
+
+
 def test_license_is_apache_2():
     assert PROJECT["license"] == "Apache-2.0"
     assert "Apache License\n                           Version 2.0, January 2004" in (ROOT / "LICENSE").read_text()
