@@ -17,6 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
 CI = ROOT / ".github/workflows/ci.yml"
 SETUP = ROOT / ".github/actions/setup/action.yml"
+FORMS = sorted((ROOT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
 PINNED = re.compile(r"uses: [\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$")
 # Text that a stranger may write (titles, branch names) must not become a part of a shell script.
 INJECTED = re.compile(r"\$\{\{\s*(github\.event|github\.head_ref|inputs)\b")
@@ -63,7 +64,11 @@ def test_linters_find_nothing() -> None:
 
 
 def test_files_have_the_form_that_github_wants() -> None:
-    for done in (schema("vendor.github-workflows", *WORKFLOWS), schema("vendor.github-actions", SETUP)):
+    config = [path for path in FORMS if path.name == "config.yml"]
+    forms = [path for path in FORMS if path not in config]
+    kinds = {"workflows": WORKFLOWS, "actions": [SETUP], "issue-forms": forms, "issue-config": config}
+    for kind, files in kinds.items():
+        done = schema(f"vendor.github-{kind}", *files)
         assert done.returncode == 0, done.stdout
 
 
