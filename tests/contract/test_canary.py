@@ -348,4 +348,4 @@ def test_predictions_are_counted_by_the_model_that_answered(models: tuple[Served
         for served in models[:2]:
             label = f'{{model_digest="{served.digest}",model_version="{served.label}"}}'
             line = f"rayapp_predictions_total{label} {float(sides.count(served.label))}\n"
-            assert eventually(lambda line=line: line in client.get("/metrics").text)
+            assert eventually(lambda line=line: line in client.get("/metrics").text)  # type: ignore[misc]

@@ -322,7 +322,12 @@ def test_client_that_leaves_takes_its_image_out_of_the_queue(slow: _Slow):
     """A request that has timed out must not be computed: under overload that would be all that is computed."""
     seen: list[int] = []
     predict = slow.predict
-    slow.predict = lambda images_nhwc: (seen.append(len(images_nhwc)), predict(images_nhwc))[1]  # type: ignore[method-assign]
+
+    def counted(images_nhwc: Any) -> Any:
+        seen.append(len(images_nhwc))
+        return predict(images_nhwc)
+
+    slow.predict = counted  # type: ignore[method-assign]
     with client_of(as_served(slow), timeout_s=0.5, max_batch=1) as client, ThreadPoolExecutor(3) as threads:
         answers = [threads.submit(ask, client, PNG) for _ in range(3)]
         assert [one.result().status_code for one in answers] == [504] * 3

@@ -132,7 +132,7 @@ def test_first_frame_of_an_animation_is_taken(client: Client, kind: str):
     data = encoded(first, kind, save_all=True, append_images=[second], duration=100, **options)
     alone = encoded(Image.open(io.BytesIO(data)).convert("RGB"))
 
-    assert Image.open(io.BytesIO(data)).n_frames == 2
+    assert Image.open(io.BytesIO(data)).n_frames == 2  # type: ignore[attr-defined]
     assert same(served(ask(client, data)), served(ask(client, alone)))
 
 

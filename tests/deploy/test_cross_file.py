@@ -37,7 +37,7 @@ PLANTED = [
         f"{JOB_FOLDER}/tune.yaml",
         "-ray2.60.0-cuda",
         "-ray2.59.0-cuda",
-        ".image: is rayapp:0.1.0-ray2.59",
+        ".image: is rayapp:0.2.0-ray2.59",
     ),
     (rules.one_version, f"{JOB_FOLDER}/tune.yaml", "-ray2.60.0-cuda", "-ray2.60.0", "in a group with GPUs"),
     (rules.one_version, "cluster/manifests/base/redis.yaml", "redis:7.4.6-alpine", "redis:latest", "is not pinned"),

@@ -28,7 +28,8 @@ README, JOBS, MIGRATION, SERVING, TRAINING, TUNING = (
         "docs/tuning.md",
     )
 )
-PAGES = [README, *sorted((ROOT / "docs").glob("*.md"))]
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 # Typed by other tests: the two commands by test_demo.py and by whoever runs this, the cluster's by test_jobs.py.
 ELSEWHERE = ("make ", "ray ", "serve deploy ", "export ", "source ", "chmod ")
 

@@ -139,7 +139,7 @@ def test_a_full_cluster_is_waited_for_and_it_is_said(ray_cluster: None, tmp_path
     from rayapp.train.driver import train
 
     other = ray.remote(num_cpus=2)(Board).remote()
-    ray.get(other.reason.remote())
+    ray.get(other.reason.remote())  # type: ignore[attr-defined]
     home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
     said = tmp_path / "said"
 

@@ -394,14 +394,14 @@ def test_the_clock_stands_still_while_validation_batches_are_taken():
     images = Images(np.zeros((5, 32, 32, 3), dtype=np.uint8), np.zeros(5, dtype=np.int64))
     batches = accuracy.UntimedBatches(images, np.arange(5), batch_size=2, device=torch.device("cpu"))
     batches.clock = Noted(torch.device("cpu"))
-    seen += [len(batch.labels_n) for batch in batches.epoch(0)]
+    seen += [len(batch.labels_n) for batch in batches.epoch(0)]  # type: ignore[misc]
 
     assert seen == ["stop", "start", 2, 2, 1]
 
 
 def test_the_clock_adds_up_what_lies_between_start_and_stop(monkeypatch: pytest.MonkeyPatch):
     moments: Iterator[float] = iter([1.0, 3.0, 10.0, 10.5])
-    monkeypatch.setattr(accuracy.time, "perf_counter", lambda: next(moments))
+    monkeypatch.setattr(accuracy.time, "perf_counter", lambda: next(moments))  # type: ignore[attr-defined]
     clock = accuracy.Clock(torch.device("cpu"))
 
     for _ in range(2):

@@ -233,7 +233,7 @@ def test_the_peer_searches_our_space():
     optuna_loop.suggest(trial)
 
     theirs = {
-        f"optim.{name}": (d.low, d.high, "log_uniform" if d.log else "uniform")
+        f"optim.{name}": (d.low, d.high, "log_uniform" if d.log else "uniform")  # type: ignore[attr-defined]
         for name, d in trial.distributions.items()
     }
     ours = {name: Dimension(**dimension) for name, dimension in tuning.SPACE.items()}

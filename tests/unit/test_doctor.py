@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import shutil
 import socket
 import sys
 import threading
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+import rayapp
 from rayapp import doctor
 from rayapp.config import env
 from rayapp.config.commands import DoctorSettings
@@ -101,7 +104,8 @@ def test_table_shows_each_check_and_a_fail_ends_it(this_home, monkeypatch, capsy
 
 
 def test_other_python_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "version_info", namedtuple("V", "major minor micro")(3, 13, 1))
+    newer = namedtuple("newer", "major minor micro")
+    monkeypatch.setattr(sys, "version_info", newer(3, 13, 1))
 
     check = doctor._python()
 
@@ -111,7 +115,7 @@ def test_other_python_is_refused(monkeypatch):
 
 @pytest.mark.parametrize(("free", "status"), [(3e9, "ok"), (1e9, "warn"), (1e8, "fail")])
 def test_disk(this_home, monkeypatch, free, status):
-    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: Disk(1e12, 1e12 - free, free))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1e12, 1e12 - free, free))
 
     check = doctor._disk(this_home)
 
@@ -123,7 +127,8 @@ def test_disk(this_home, monkeypatch, free, status):
 def test_memory(monkeypatch, available, status):
     import psutil
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("M", "available total")(available, 16e9))
+    memory = namedtuple("memory", "available total")
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(available, 16e9))
 
     assert doctor._memory().status == status
 
@@ -155,14 +160,14 @@ def test_port_in_use_is_said():
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> Path:
     """A checkout whose project asks for torch, numpy and (dev) nothing-of-that-name."""
-    monkeypatch.setattr(doctor.rayapp, "__file__", str(tmp_path / "rayapp" / "__init__.py"))
+    monkeypatch.setattr(rayapp, "__file__", str(tmp_path / "rayapp" / "__init__.py"))
     requires = ["torch", "numpy; extra == 'app'", 'nothing-of-that-name; extra == "dev"']
-    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda _: requires)
+    monkeypatch.setattr(importlib.metadata, "requires", lambda _: requires)
     return tmp_path
 
 
 def installed(package: str) -> str:
-    return doctor.importlib.metadata.version(package)
+    return importlib.metadata.version(package)
 
 
 def test_pinned_versions_are_fine(checkout):

@@ -31,6 +31,7 @@ FLOORS = [
     {"demo"},
     {"verbs"},
     {"cli"},
+    {"__main__"},
     {"jobs"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
@@ -101,7 +102,7 @@ def _imports(tree: ast.AST, module: str) -> Iterator[tuple[int, str]]:
             assert node.level == 0, f"{module}:{node.lineno}: relative imports hide the arrow; write the whole name"
             names = [f"{node.module}.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.Call) and ast.unparse(node.func) in ("importlib.import_module", "__import__"):
-            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant)]
+            names = [arg.value for arg in node.args if isinstance(arg, ast.Constant) and isinstance(arg.value, str)]
         else:
             continue
         yield from ((node.lineno, name.removeprefix("rayapp.")) for name in names)

@@ -185,9 +185,9 @@ def test_settings_cannot_be_changed():
     settings = train()
 
     with pytest.raises(ValidationError, match="frozen"):
-        settings.seed = 1
+        settings.seed = 1  # type: ignore[misc]
     with pytest.raises(ValidationError, match="frozen"):
-        settings.optim.lr = 1.0
+        settings.optim.lr = 1.0  # type: ignore[misc]
 
 
 # --- bad input --------------------------------------------------------------------------------------------------------

@@ -114,6 +114,9 @@ def test_decoding_stops_when_nobody_waits_any_more(tmp_path: Path, monkeypatch: 
     served, decoded = tiny_served(tmp_path), []
     file = encoded(picture(height=400, width=400))  # not small: it is decoded in a thread
     from_image = PreprocessSpec.from_image
+    go_on = threading.Event()
+    loop: Any = None
+    began: Any = None
 
     def slow(spec: PreprocessSpec, image: Any) -> Any:
         decoded.append(image.size)
@@ -133,9 +136,6 @@ def test_decoding_stops_when_nobody_waits_any_more(tmp_path: Path, monkeypatch: 
         replica._decoders.shutdown(wait=True)
         assert replica.num_queued == 0
 
-    go_on = threading.Event()
-    loop: Any = None
-    began: Any = None
     monkeypatch.setattr(PreprocessSpec, "from_image", slow)
     asyncio.run(run())
 

@@ -341,11 +341,16 @@ def test_two_questions_at_once_load_a_version_once(tmp_path: Path, monkeypatch: 
     """A coordinator that starts anew asks again while the first load still runs."""
     scene = with_second(tmp_path)
     loads = []
-    monkeypatch.setattr("rayapp.serve.follower.prepare", lambda *args: (loads.append(args[1].uri), prepare(*args))[1])
+
+    def counted(*args: Any) -> Any:
+        loads.append(args[1].uri)
+        return prepare(*args)
+
+    monkeypatch.setattr("rayapp.serve.follower.prepare", counted)
 
     async def run() -> list[Any]:
         follower, version = scene.nodes[0].follower, scene.shelf.resolve("models:/vision/3")
-        return await asyncio.gather(follower.prepare(version), follower.prepare(version))
+        return await asyncio.gather(follower.prepare(version), follower.prepare(version))  # type: ignore[return-value]
 
     assert asyncio.run(run()) == [None, None]
     assert loads == ["models:/vision/3"]

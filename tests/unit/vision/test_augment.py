@@ -169,7 +169,7 @@ def test_colours_change_as_pillow_changes_them(op: str, enhance: type[ImageEnhan
     images_nhwc = noise(2)
     changed_nhwc = apply_ops(images_nhwc, only(2, **{op: strength})).numpy()
     for image_hwc, changed_hwc in zip(images_nhwc.numpy(), changed_nhwc, strict=True):
-        expected_hwc = np.asarray(enhance(Image.fromarray(image_hwc)).enhance(1 + 0.9 * strength))
+        expected_hwc = np.asarray(enhance(Image.fromarray(image_hwc)).enhance(1 + 0.9 * strength))  # type: ignore[call-arg]
         # Pillow rounds its grey, smooth and mean images to whole values and cuts off where we round
         assert np.abs(expected_hwc.astype(int) - changed_hwc.astype(int)).max() <= 2
 
