@@ -20,11 +20,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayapp.config import DataConfig
 from rayapp.errors import DataError
+from rayapp.vision.labels import LabelledFile, in_range, read_labels
 from rayapp.vision.parts import Chunk, Int64Array, Item, Part
 from rayapp.vision.tree import Reader, Tree
 
@@ -189,10 +189,11 @@ def parquet(config: DataConfig, data_folder: Path) -> Source:
             f"{tree.uri} has no train.parquet or train-*.parquet, nor has its folder data/ (found: {tree.top});"
             " put it there, or check --data.path"
         )
-    named = _class_names(tree, train[0])
-    part = _parquet_part(tree, train, named)
-    class_names = named or tuple(str(label) for label in range(int(part.labels_n.max()) + 1))
-    test_part = _parquet_part(tree, test, class_names) if test else None
+    train_files = [read_labels(tree, path) for path in train]
+    test_files = [read_labels(tree, path) for path in test]
+    class_names = train_files[0].names or _numbered(train_files)
+    part = _parquet_part(tree, train_files, class_names)
+    test_part = _parquet_part(tree, test_files, class_names) if test else None
     digest = digest_of(tree.digests([*train, *test], data_folder / "digests"))
     return _source(config, class_names, digest, part, test_part)
 
@@ -202,41 +203,20 @@ def _parquet_files(tree: Tree, name: str) -> list[str]:
     return [path for path in tree.files if any(fnmatch(path, pattern) for pattern in patterns)]
 
 
-def _class_names(tree: Tree, path: str) -> tuple[str, ...]:
-    """The names in Hugging Face's metadata, () without any. Raises DataError where a column is missing."""
-    with tree.open_file(path) as file:
-        schema = pq.read_schema(file)
-    require_columns(f"{tree.uri}/{path}", schema, label=True)
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"])
-    except (ValueError, KeyError, TypeError):
-        return ()  # not written by Hugging Face's library, or without names
+def _numbered(files: list[LabelledFile]) -> tuple[str, ...]:
+    """Names for the classes of files that have none: "0", "1", and so on."""
+    return tuple(str(label) for label in range(max(int(file.labels_n.max(initial=-1)) for file in files) + 1))
 
 
-def require_columns(name: str, schema: pa.Schema, *, label: bool) -> None:
-    """Raises DataError where the file called name lacks the images, or with label their labels."""
-    columns = dict(zip(schema.names, schema.types, strict=True))
-    image = columns.get("image")
-    has_bytes = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-    if not has_bytes or (label and not pa.types.is_integer(columns.get("label", pa.null()))):
-        found = ", ".join(f"{column}: {kind}" for column, kind in columns.items())
-        needed = "columns image: struct<bytes, path> and label: int64" if label else "column image: struct<bytes, path>"
-        raise DataError(f"{name} needs the {needed} (found: {found})")
-
-
-def _parquet_part(tree: Tree, paths: list[str], class_names: tuple[str, ...]) -> Part:
+def _parquet_part(tree: Tree, files: list[LabelledFile], class_names: tuple[str, ...]) -> Part:
     """All rows, a chunk a row group. Raises DataError where a label is wrong, or there are no rows."""
     chunks: list[Chunk] = []
-    for path in paths:
-        with tree.open_file(path) as file:
-            parquet = pq.ParquetFile(file)
-            column = parquet.read(columns=["label"])["label"]
-            metadata = parquet.metadata
-        chunks += row_chunks(tree, path, metadata, _labels(f"{tree.uri}/{path}", column, class_names))
+    for file in files:
+        chunks += row_chunks(tree, file.path, file.metadata, in_range(file, len(class_names)))
     part = Part(tuple(chunks))
     if not part.chunks:
-        raise DataError(f"{tree.uri}: {', '.join(paths)} have no rows; put images there, or check --data.path")
+        paths = ", ".join(file.path for file in files)
+        raise DataError(f"{tree.uri}: {paths} have no rows; put images there, or check --data.path")
     return part
 
 
@@ -248,19 +228,6 @@ def row_chunks(tree: Tree, path: str, metadata: pq.FileMetaData, labels_n: Int64
         if end > start:
             yield Chunk.whole(partial(_row_items, tree.reader, path, group, start), labels_n[start:end])
         start = end
-
-
-def _labels(name: str, column: pa.ChunkedArray, class_names: tuple[str, ...]) -> Int64Array:
-    """The labels in the column of the file called name. Raises DataError where one is missing or out of range."""
-    labels_n: Int64Array = column.fill_null(-1).to_numpy().astype(np.int64)
-    wrong = np.flatnonzero((labels_n < 0) | (labels_n >= (len(class_names) or np.inf)))
-    if len(wrong):
-        allowed = f"0 to {len(class_names) - 1}" if class_names else "0 or more"
-        raise DataError(
-            f"{name}, row {wrong[0]}: label {column[int(wrong[0])].as_py()} is out of range (allowed: {allowed}; rows"
-            f" concerned: {len(wrong)}); correct the labels, or the class names in the metadata"
-        )
-    return labels_n
 
 
 def _row_items(reader: Reader, path: str, group: int, first: int) -> Iterator[Item]:

@@ -72,7 +72,7 @@ class Tree(Reader):
             infos = [
                 info
                 for info in tree.get_file_info(fs.FileSelector("", recursive=True))
-                if not any(name.startswith(".") for name in info.path.split("/"))
+                if not _is_hidden(_path_of(info, uri))
             ]
         files = {info.path: (info.size, info.mtime_ns) for info in infos if info.type == fs.FileType.File}
         folders = sorted(info.path for info in infos if info.type == fs.FileType.Directory)
@@ -129,6 +129,21 @@ class Tree(Reader):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_hidden(path: str) -> bool:
+    return any(name.startswith(".") for name in path.split("/"))
+
+
+def _path_of(info: Any, uri: str) -> str:
+    """The path of a file below uri. Raises DataError where it is not UTF-8: pyarrow can neither say nor open it."""
+    try:
+        return str(info.path)
+    except UnicodeDecodeError as error:
+        path = error.object.decode("utf-8", "backslashreplace")
+        if _is_hidden(path):
+            return path
+        raise DataError(f"{uri}/{path} has a name that is not UTF-8 (see the bytes after \\x); rename it") from error
+
+
 def _read_memo(memo: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(memo.read_bytes()))
@@ -163,6 +178,9 @@ def reading(what: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{what} does not exist; check --data.path (a folder, or s3://BUCKET/FOLDER)") from error
+    except UnicodeEncodeError as error:  # of a path that the shell gave
+        path = what.encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"{path} is not UTF-8 (see the bytes after \\udc); rename it") from error
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         hint = "the bucket, the AWS credentials and AWS_ENDPOINT_URL" if what.startswith("s3:") else "--data.path"

@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from rayapp.config import ImagesConfig, ImagesKind
 from rayapp.errors import DataError
+from rayapp.vision.labels import require_columns
 from rayapp.vision.parts import UNLABELLED, Chunk, Part
-from rayapp.vision.sources import IMAGE_SUFFIXES, file_chunks, require_columns, row_chunks
+from rayapp.vision.sources import IMAGE_SUFFIXES, file_chunks, row_chunks
 from rayapp.vision.tree import NUM_READERS, Tree
 
 

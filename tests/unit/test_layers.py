@@ -34,7 +34,7 @@ FLOORS = [
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Inside vision a file imports what stands left of it.
-READING = ["tree", "parts", "sources", "unlabelled", "downloads", "decoded", "datasets"]
+READING = ["tree", "parts", "labels", "sources", "unlabelled", "downloads", "decoded", "datasets"]
 VISION = [
     "preprocess",
     *READING,

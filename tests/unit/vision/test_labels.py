@@ -1,0 +1,135 @@
+"""Parquet files of a data set: each one, of whichever split, is asked the same and answered for in one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayapp.errors import DataError
+from tests.unit.vision.pictures import open_folder, open_parquet, png, write_folder, write_parquet
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def write(path: Path, columns: dict[str, pa.Array], *, metadata: bytes | None = None) -> None:
+    """A file with these columns beside four images."""
+    images = pa.array([{"bytes": png(value), "path": None} for value in range(4)], IMAGE)
+    table = pa.table({"image": images} | columns)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table.replace_schema_metadata(metadata and {b"huggingface": metadata}), path)
+
+
+def named(*names: Any, column: str = "label") -> bytes:
+    features = {column: {"names": list(names), "_type": "ClassLabel"}}
+    return json.dumps({"info": {"features": features}}).encode()
+
+
+# --- each split and shard is asked the same ---------------------------------------------------------------------------
+
+FAULTS: dict[str, tuple[dict[str, pa.Array], bytes | None, str]] = {
+    "no-label": ({}, None, r"needs the columns image: .* and label: int64 \(found: image: struct<[^()]*>\)"),
+    "text-label": ({"label": pa.array(list("abab"))}, None, r"needs the columns .*label: string"),
+    "fraction-label": ({"label": pa.array([0.0, 1, 0, 1])}, None, r"needs the columns .*label: double"),
+    "list-label": ({"label": pa.array([[0], [1], [0], [1]])}, None, r"needs the columns .*label: list<"),
+    "no-bytes": (
+        {"image": pa.array(["a.png"] * 4), "label": pa.array([0, 1, 0, 1])},
+        None,
+        r"needs the columns .*image: string",
+    ),
+    "bytes-as-text": (
+        {"image": pa.array([{"bytes": "a"}] * 4), "label": pa.array([0, 1, 0, 1])},
+        None,
+        r"needs the columns .*image: struct<bytes: string>",
+    ),
+    "beyond-int64": (
+        {"label": pa.array([0, 1, 2**64 - 1, 1], pa.uint64())},
+        named("cat", "dog"),
+        r"row 2: label 18446744073709551615 is out of range \(allowed: 0 to 1; rows concerned: 1\)",
+    ),
+    "missing-uint8": (
+        {"label": pa.array([0, None, 0, 1], pa.uint8())},
+        named("cat", "dog"),
+        r"row 1: label None is out of range",
+    ),
+    "names-not-utf8": (
+        {"label": pa.array([0, 1, 0, 1])},
+        named("cat", "dog").replace(b"dog", b"d\xf8g"),
+        r"its metadata 'huggingface' is not JSON in UTF-8 \(.*0xf8.*\)",
+    ),
+    "names-cut-short": ({"label": pa.array([0, 1, 0, 1])}, named("cat", "dog")[:-5], r".*is not JSON in UTF-8"),
+    "name-twice": ({"label": pa.array([0, 1, 0, 1])}, named("cat", "cat"), r"the class name 'cat' comes twice"),
+    "names-no-list": (
+        {"label": pa.array([0, 1, 0, 1])},
+        json.dumps({"info": {"features": {"label": {"names": "cat"}}}}).encode(),
+        r"the class names in its metadata are no list \('cat'\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("file", ["train-0.parquet", "train-1.parquet", "test.parquet"])
+@pytest.mark.parametrize("fault", sorted(FAULTS))
+def test_a_faulty_file_of_any_split_is_named_in_one_sentence(tmp_path: Path, home: Path, file: str, fault: str):
+    """Only the first training file was looked at: others ended in KeyError, OverflowError or UnicodeDecodeError."""
+    for name in ("train-0.parquet", "train-1.parquet", "test.parquet"):
+        write_parquet(tmp_path / "set" / name, [0, 1, 0, 1], names=["cat", "dog"])
+    columns, metadata, sentence = FAULTS[fault]
+    write(tmp_path / "set" / file, columns, metadata=metadata)
+
+    with pytest.raises(DataError, match=rf"/{file}\S* {sentence}|/{file}, {sentence}") as caught:
+        open_parquet(tmp_path / "set", home)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_column_that_is_there_twice_is_said(tmp_path: Path, home: Path):
+    images = pa.array([{"bytes": png(1), "path": None}] * 2, IMAGE)
+    twice = pa.Table.from_arrays([images, pa.array([0, 1]), pa.array([1, 0])], names=["image", "label", "label"])
+    write_parquet(tmp_path / "set" / "train.parquet", [0, 1, 0, 1])
+    pq.write_table(twice, tmp_path / "set" / "test.parquet")
+
+    with pytest.raises(DataError, match=r"test\.parquet needs the columns .*label: int64, label: int64\)"):
+        open_parquet(tmp_path / "set", home)
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint8(), pa.uint16(), pa.int32(), pa.uint32(), pa.uint64()])
+def test_labels_of_any_whole_number_are_read(tmp_path: Path, home: Path, kind: pa.DataType):
+    """uint64 was an OverflowError."""
+    for name in ("train.parquet", "test.parquet"):
+        write(tmp_path / "set" / name, {"label": pa.array([1, 0, 1, 0], kind)}, metadata=named("cat", "dog"))
+    data = open_parquet(tmp_path / "set", home)
+
+    assert data.train.labels_n.tolist() == data.test.labels_n.tolist() == [1, 0, 1, 0]
+
+
+# --- names of files ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [b"train/cat/caf\xe9.png", b"train/caf\xe9/1.png", b"test/cat/\xff.png"])
+def test_a_file_name_that_is_not_utf8_is_named(tmp_path: Path, home: Path, name: bytes):
+    """It was a UnicodeDecodeError out of pyarrow."""
+    root = write_folder(tmp_path / "set", {"train/cat": 2, "train/dog": 2, "test/cat": 1})
+    path = os.path.join(os.fsencode(root), name)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(png(1))
+
+    with pytest.raises(DataError, match=r"set/t.*\\x(e9|ff).* has a name that is not UTF-8 .*; rename it"):
+        open_folder(root, home)
+
+
+def test_a_hidden_name_that_is_not_utf8_is_nobodys_matter(tmp_path: Path, home: Path):
+    root = write_folder(tmp_path / "set", {"train/cat": 2, "train/dog": 2, "test/cat": 1})
+    with open(os.fsencode(root) + b"/train/cat/.caf\xe9", "wb"):
+        pass
+
+    assert open_folder(root, home).info.num_train == 4
+
+
+def test_a_path_that_is_not_utf8_is_said(home: Path):
+    with pytest.raises(DataError, match=r"/tmp/caf\\udce9 is not UTF-8 .*; rename it"):
+        open_folder(Path(os.fsdecode(b"/tmp/caf\xe9")), home)
