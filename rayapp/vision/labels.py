@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,6 +14,8 @@ import pyarrow.parquet as pq
 from rayapp.errors import DataError
 from rayapp.vision.parts import Int64Array
 from rayapp.vision.tree import Tree
+
+logger = logging.getLogger(__name__)
 
 BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
@@ -38,6 +42,67 @@ def read_labels(tree: Tree, path: str) -> LabelledFile:
     file = LabelledFile(path, name, parquet.metadata, column, _whole_numbers(column), _names(name, schema))
     in_range(file, len(file.names) or None)
     return file
+
+
+class Classes(NamedTuple):
+    """The classes of a data set. numbers_k: the label of each, sorted, where no file has names for them.
+
+    origin: the file that says so, which the others are held against.
+    """
+
+    names: tuple[str, ...]
+    numbers_k: Int64Array | None
+    origin: str
+
+
+def classes_of(train: Sequence[LabelledFile]) -> Classes:
+    """The names in the first training file that has any; without, the labels that there are, as text."""
+    for file in train:
+        if file.names:
+            return Classes(file.names, None, file.name)
+    numbers_k = np.unique(np.concatenate([file.labels_n for file in train]))
+    return Classes(tuple(map(str, numbers_k.tolist())), numbers_k, train[0].name)
+
+
+def labels_in(classes: Classes, file: LabelledFile) -> Int64Array:
+    """The labels of file as places in classes.names; where it has names of its own, it is these that count.
+
+    Raises DataError where file has a class that classes lacks.
+    """
+    if file.names and file.names != classes.names:
+        return _by_name(classes, file)
+    if file.names or classes.numbers_k is None:
+        return in_range(file, len(classes.names))
+    strange = np.setdiff1d(file.labels_n, classes.numbers_k)
+    if len(strange):
+        raise DataError(
+            f"{file.name}: label {strange[0]} is of a class that the training files lack"
+            f" (there: {_listed(classes.names)}); add images of it there, or remove its rows"
+        )
+    return np.searchsorted(classes.numbers_k, file.labels_n).astype(np.int64)
+
+
+def _by_name(classes: Classes, file: LabelledFile) -> Int64Array:
+    if classes.numbers_k is not None:
+        raise DataError(
+            f"{file.name} has class names ({_listed(file.names)}) and {classes.origin} has none, so that nobody knows"
+            " whether their labels mean the same; write both with the same metadata"
+        )
+    if unknown := [name for name in file.names if name not in classes.names]:
+        raise DataError(
+            f"{file.name} has the class '{unknown[0]}' among its class names, which {classes.origin} lacks"
+            f" (there: {_listed(classes.names)}); write both with the same class names"
+        )
+    logger.info(
+        "%s has other class names, or in another order, than %s: its labels are taken by name",
+        file.name, classes.origin,
+    )  # fmt: skip
+    place_k = np.array([classes.names.index(name) for name in file.names], dtype=np.int64)
+    return place_k[file.labels_n]
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
 
 
 def in_range(file: LabelledFile, num_classes: int | None) -> Int64Array:

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from rayapp.config import DataConfig
 from rayapp.errors import DataError
-from rayapp.vision.labels import LabelledFile, in_range, read_labels
+from rayapp.vision.labels import Classes, LabelledFile, classes_of, labels_in, read_labels
 from rayapp.vision.parts import Chunk, Int64Array, Item, Part
 from rayapp.vision.tree import Reader, Tree
 
@@ -191,11 +191,11 @@ def parquet(config: DataConfig, data_folder: Path) -> Source:
         )
     train_files = [read_labels(tree, path) for path in train]
     test_files = [read_labels(tree, path) for path in test]
-    class_names = train_files[0].names or _numbered(train_files)
-    part = _parquet_part(tree, train_files, class_names)
-    test_part = _parquet_part(tree, test_files, class_names) if test else None
+    classes = classes_of(train_files)
+    part = _parquet_part(tree, train_files, classes)
+    test_part = _parquet_part(tree, test_files, classes) if test else None
     digest = digest_of(tree.digests([*train, *test], data_folder / "digests"))
-    return _source(config, class_names, digest, part, test_part)
+    return _source(config, classes.names, digest, part, test_part)
 
 
 def _parquet_files(tree: Tree, name: str) -> list[str]:
@@ -203,16 +203,11 @@ def _parquet_files(tree: Tree, name: str) -> list[str]:
     return [path for path in tree.files if any(fnmatch(path, pattern) for pattern in patterns)]
 
 
-def _numbered(files: list[LabelledFile]) -> tuple[str, ...]:
-    """Names for the classes of files that have none: "0", "1", and so on."""
-    return tuple(str(label) for label in range(max(int(file.labels_n.max(initial=-1)) for file in files) + 1))
-
-
-def _parquet_part(tree: Tree, files: list[LabelledFile], class_names: tuple[str, ...]) -> Part:
+def _parquet_part(tree: Tree, files: list[LabelledFile], classes: Classes) -> Part:
     """All rows, a chunk a row group. Raises DataError where a label is wrong, or there are no rows."""
     chunks: list[Chunk] = []
     for file in files:
-        chunks += row_chunks(tree, file.path, file.metadata, in_range(file, len(class_names)))
+        chunks += row_chunks(tree, file.path, file.metadata, labels_in(classes, file))
     part = Part(tuple(chunks))
     if not part.chunks:
         paths = ", ".join(file.path for file in files)

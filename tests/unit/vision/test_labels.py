@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayapp.errors import DataError
+from rayapp.vision.sources import digest_of
 from tests.unit.vision.pictures import open_folder, open_parquet, png, write_folder, write_parquet
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -133,3 +134,77 @@ def test_a_hidden_name_that_is_not_utf8_is_nobodys_matter(tmp_path: Path, home: 
 def test_a_path_that_is_not_utf8_is_said(home: Path):
     with pytest.raises(DataError, match=r"/tmp/caf\\udce9 is not UTF-8 .*; rename it"):
         open_folder(Path(os.fsdecode(b"/tmp/caf\xe9")), home)
+
+
+# --- classes of several files -----------------------------------------------------------------------------------------
+
+
+def shards(root: Path, **files: tuple[list[int], list[str] | None]) -> Path:
+    """root/train_0.parquet as train-0.parquet, and so on, each with its labels and its names for them."""
+    for name, (labels, names) in files.items():
+        write_parquet(root / f"{name.replace('_', '-')}.parquet", labels, names=names)
+    return root
+
+
+def test_names_in_another_order_are_taken_by_name(tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture):
+    """Labels were taken by number: all images of a test file with its names reversed counted as the other class."""
+    caplog.set_level("INFO")
+    root = shards(
+        tmp_path / "set",
+        train_0=([0, 1, 1], ["cat", "dog"]),
+        train_1=([0, 1, 1], ["dog", "cat"]),
+        test=([0, 0, 1], ["dog", "cat"]),
+    )
+    data = open_parquet(root, home)
+
+    assert data.info.class_names == ("cat", "dog")
+    assert data.train.labels_n.tolist() == [0, 1, 1, 1, 0, 0]
+    assert data.test.labels_n.tolist() == [1, 1, 0]
+    assert caplog.text.count("its labels are taken by name") == 2
+
+
+def test_a_file_with_some_of_the_names_is_taken_by_name(tmp_path: Path, home: Path):
+    root = shards(tmp_path / "set", train=([0, 1, 2] * 2, ["bee", "cat", "dog"]), test=([0, 0], ["dog"]))
+
+    assert open_parquet(root, home).test.labels_n.tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("file", ["train-1", "test"])
+def test_a_name_that_the_first_training_file_lacks_is_refused(tmp_path: Path, home: Path, file: str):
+    root = shards(
+        tmp_path / "set", train_0=([0, 1] * 2, ["cat", "dog"]), train_1=([1], ["cat", "dog"]), test=([0], None)
+    )
+    write_parquet(root / f"{file}.parquet", [0, 1], names=["cat", "cow"])
+
+    with pytest.raises(
+        DataError, match=rf"{file}\.parquet has the class 'cow' .*train-0\.parquet lacks \(there: cat, "
+    ):
+        open_parquet(root, home)
+
+
+def test_a_file_without_names_goes_by_the_numbers_of_the_others(tmp_path: Path, home: Path):
+    root = shards(tmp_path / "set", train_0=([1, 0, 0], None), train_1=([0, 1], ["cat", "dog"]), test=([1], None))
+    data = open_parquet(root, home)
+
+    assert data.info.class_names == ("cat", "dog")
+    assert (data.train.labels_n.tolist(), data.test.labels_n.tolist()) == ([1, 0, 0, 0, 1], [1])
+    shards(root, test=([2], None))
+    with pytest.raises(DataError, match=r"test\.parquet, row 0: label 2 is out of range \(allowed: 0 to 1"):
+        open_parquet(root, home)
+
+
+def test_names_that_only_test_has_are_refused(tmp_path: Path, home: Path):
+    root = shards(tmp_path / "set", train=([0, 1] * 2, None), test=([0, 1], ["cat", "dog"]))
+
+    with pytest.raises(DataError, match=r"test\.parquet has class names \(cat, dog\) and \S+train\.parquet has none"):
+        open_parquet(root, home)
+
+
+def test_an_older_cache_of_decoded_labels_is_not_used(tmp_path: Path, home: Path):
+    """The labels that were taken by number lie in caches of the same digest."""
+    root = shards(tmp_path / "set", train=([0, 1] * 2, ["cat", "dog"]), test=([0], ["dog", "cat"]))
+    first = open_parquet(root, home)
+    assert first.test.labels_n.tolist() == [1]
+    (entry,) = (home / "decoded").glob("parquet-test-*/labels.npy")
+    spec = first.info.preprocess.model_dump()
+    assert entry.parent.name != f"parquet-test-{digest_of([1, first.info.digest, spec])[7:23]}"
