@@ -127,6 +127,12 @@ class DataConfig(Section):
         ge=64,
         description="Memory (MB) that the images of one streaming worker may take; goes with stream [default: 1024].",
     )
+    image_column: str = Field(
+        "image", min_length=1, description="Column of the images of a 'parquet' data set, a struct of bytes and path."
+    )
+    label_column: str = Field(
+        "label", min_length=1, description="Column of the labels of a 'parquet' data set, whole numbers."
+    )
 
     @model_validator(mode="after")
     def _path_fits_dataset(self) -> Self:
@@ -148,6 +154,20 @@ class DataConfig(Section):
             )
         if self.memory_mb is not None and not self.stream:
             raise ValueError("data.memory_mb limits a stream; add --data.stream true, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_fit_dataset(self) -> Self:
+        for name, value, default in (("image", self.image_column, "image"), ("label", self.label_column, "label")):
+            if value != default and self.dataset != "parquet":
+                raise ValueError(
+                    f"data.{name}_column has no effect on data.dataset '{self.dataset}', which has no columns;"
+                    " leave it out, or say --data.dataset parquet"
+                )
+        if self.image_column == self.label_column:
+            raise ValueError(
+                f"data.image_column and data.label_column are both '{self.image_column}'; name two columns"
+            )
         return self
 
     @property
@@ -369,6 +389,9 @@ class ImagesConfig(Section):
         None,
         description="folder: every image file. parquet: every row, in the Hugging Face layout"
         " [default: what lies there].",
+    )
+    image_column: str = Field(
+        "image", min_length=1, description="Column of the images in Parquet files, a struct of bytes and path."
     )
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from rayapp.config import DataConfig, DatasetName
+from rayapp.errors import DataError
 from rayapp.vision.decoded import Channels, open_decoded
 from rayapp.vision.downloads import torchvision_set
 from rayapp.vision.parts import Int64Array, Part
@@ -112,9 +113,14 @@ class Dataset:
 
     def split(self, config: DataConfig) -> Split:
         """Training and validation images, by class; the same settings give the same split. Raises DataError."""
+        names = self.info.class_names
+        if len(names) < 2:
+            raise DataError(
+                f"'{names[0]}' is the only class of the data set; a classifier needs 2 or more, add another"
+            )
         kept_n, apart_n = stratified(
             self.train.labels_n,
-            self.info.class_names,
+            names,
             fraction=config.validation_fraction,
             seed=config.split_seed,
         )

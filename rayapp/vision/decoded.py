@@ -204,8 +204,9 @@ def _own_size(part: Part) -> PreprocessSpec | None:
 
 def decode_one(spec: PreprocessSpec | None, item: Item) -> Picture:
     """The image of item, brought to the size of spec. Raises DataError where it cannot be read."""
-    data, name = item.read(), item.name
+    name = item.name
     try:
+        data = item.read()
         # what PreprocessSpec.decode() does, in two steps for the size and mode between them
         image = open_image(data) if isinstance(data, bytes) else Image.fromarray(data)
         pixels_hwc = spec.from_image(image) if spec else None

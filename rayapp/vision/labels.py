@@ -20,6 +20,13 @@ logger = logging.getLogger(__name__)
 BYTES = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
 
 
+class Columns(NamedTuple):
+    """Where images and labels are in a Parquet file; label None: nobody asks for labels."""
+
+    image: str = "image"
+    label: str | None = None
+
+
 class LabelledFile(NamedTuple):
     """A Parquet file of images: its labels as they stand in it, and the names that it has for them, () without any."""
 
@@ -31,15 +38,16 @@ class LabelledFile(NamedTuple):
     names: tuple[str, ...]
 
 
-def read_labels(tree: Tree, path: str) -> LabelledFile:
+def read_labels(tree: Tree, path: str, columns: Columns) -> LabelledFile:
     """What is to know of the file at path but its images. Raises DataError where a column or a label is wrong."""
     name = f"{tree.uri}/{path}"
     with tree.open_file(path) as opened:
         parquet = pq.ParquetFile(opened)
         schema = parquet.schema_arrow
-        require_columns(name, schema, label=True)
-        column = parquet.read(columns=["label"])["label"]
-    file = LabelledFile(path, name, parquet.metadata, column, _whole_numbers(column), _names(name, schema))
+        require_columns(name, schema, columns)
+        require_bytes(name, parquet.metadata, columns)
+        column = parquet.read(columns=[columns.label])[columns.label]
+    file = LabelledFile(path, name, parquet.metadata, column, _whole_numbers(column), _names(name, schema, columns))
     in_range(file, len(file.names) or None)
     return file
 
@@ -62,6 +70,16 @@ def classes_of(train: Sequence[LabelledFile]) -> Classes:
             return Classes(file.names, None, file.name)
     numbers_k = np.unique(np.concatenate([file.labels_n for file in train]))
     return Classes(tuple(map(str, numbers_k.tolist())), numbers_k, train[0].name)
+
+
+def require_images_of_each(classes: Classes, labels_n: Int64Array) -> None:
+    """Raises DataError where no training image is of one of the classes."""
+    without = np.flatnonzero(np.bincount(labels_n, minlength=len(classes.names)) == 0)
+    if len(without):
+        raise DataError(
+            f"{classes.origin} has {len(classes.names)} class names, but no training image is of"
+            f" {_listed([repr(classes.names[at]) for at in without])}; add some, or take the names out of its metadata"
+        )
 
 
 def labels_in(classes: Classes, file: LabelledFile) -> Int64Array:
@@ -118,16 +136,45 @@ def in_range(file: LabelledFile, num_classes: int | None) -> Int64Array:
     return file.labels_n
 
 
-def require_columns(name: str, schema: pa.Schema, *, label: bool) -> None:
-    """Raises DataError where the file called name lacks the images, or with label their labels, or has them twice."""
-    columns = list(zip(schema.names, schema.types, strict=True))
-    images = [kind for column, kind in columns if column == "image"]
-    labels = [kind for column, kind in columns if column == "label"]
-    labelled = len(labels) == 1 and pa.types.is_integer(labels[0])
-    if len(images) != 1 or not _holds_bytes(images[0]) or (label and not labelled):
-        found = ", ".join(f"{column}: {kind}" for column, kind in columns)
-        needed = "columns image: struct<bytes, path> and label: int64" if label else "column image: struct<bytes, path>"
-        raise DataError(f"{name} needs the {needed} (found: {found})")
+def require_columns(name: str, schema: pa.Schema, columns: Columns) -> None:
+    """Raises DataError where the file called name lacks the images or their labels, or has them twice."""
+    there = list(zip(schema.names, schema.types, strict=True))
+    wanted = [f"{columns.image}: struct<bytes, path>"]
+    hints = _hint("image", "of bytes and path", [column for column, kind in there if _holds_bytes(kind)], columns.image)
+    if columns.label is not None:
+        wanted.append(f"{columns.label}: int64")
+        numbers = [column for column, kind in there if pa.types.is_integer(kind)]
+        hints += _hint("label", "of whole numbers", numbers, columns.label)
+    twice = [column for column in columns if schema.names.count(column) > 1]
+    if twice:
+        hints = [f"give each column a name of its own ('{twice[0]}' is there twice)"]
+    if hints:
+        found = ", ".join(f"{column}: {kind}" for column, kind in there)
+        needed = f"column{'s' * (len(wanted) > 1)} {' and '.join(wanted)}"
+        raise DataError(f"{name} needs the {needed} (found: {found}); {' and '.join(hints)}")
+
+
+def _hint(what: str, kind: str, fitting: list[str], wanted: str) -> list[str]:
+    """What to do where the wanted column is none of the fitting ones."""
+    if wanted in fitting:
+        return []
+    if fitting:
+        return [f"say --data.{what}_column {' or '.join(fitting[:5])}"]
+    return [f"write a column {kind} and name it with --data.{what}_column"]
+
+
+def require_bytes(name: str, metadata: pq.FileMetaData, columns: Columns) -> None:
+    """Raises DataError where the file called name says of itself that it has no bytes of any image."""
+    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
+    chunks = [group.column(at) for group in groups for at in range(group.num_columns)]
+    of_bytes = [chunk for chunk in chunks if chunk.path_in_schema == f"{columns.image}.bytes"]
+    if metadata.num_rows and all(chunk.is_stats_set and chunk.statistics.has_null_count for chunk in of_bytes):
+        missing = sum(chunk.statistics.null_count for chunk in of_bytes)
+        if missing == metadata.num_rows:
+            raise DataError(
+                f"{name} holds no bytes of its images, only paths at most; write the bytes into"
+                f" '{columns.image}.bytes', or give the folder of the image files with --data.path"
+            )
 
 
 def _holds_bytes(kind: pa.DataType) -> bool:
@@ -135,11 +182,11 @@ def _holds_bytes(kind: pa.DataType) -> bool:
     return at >= 0 and any(is_bytes(kind.field(at).type) for is_bytes in BYTES)
 
 
-def _names(name: str, schema: pa.Schema) -> tuple[str, ...]:
+def _names(name: str, schema: pa.Schema, columns: Columns) -> tuple[str, ...]:
     """The class names in Hugging Face's metadata. Raises DataError where they cannot be read, or one comes twice."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        names = features["label"]["names"]
+        names = features[columns.label]["names"]
     except (KeyError, TypeError):
         return ()  # not written by Hugging Face's library, or without names
     except ValueError as error:

@@ -23,8 +23,16 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rayapp.config import DataConfig
-from rayapp.errors import DataError
-from rayapp.vision.labels import Classes, LabelledFile, classes_of, labels_in, read_labels
+from rayapp.errors import DataError, ImageError
+from rayapp.vision.labels import (
+    Classes,
+    Columns,
+    LabelledFile,
+    classes_of,
+    labels_in,
+    read_labels,
+    require_images_of_each,
+)
 from rayapp.vision.parts import Chunk, Int64Array, Item, Part
 from rayapp.vision.tree import Reader, Tree
 
@@ -181,7 +189,7 @@ def _source(config: DataConfig, class_names: tuple[str, ...], digest: str, train
 
 
 def parquet(config: DataConfig, data_folder: Path) -> Source:
-    """Rows with image{bytes, path} and label; class names from Hugging Face's metadata, else "0", "1", and so on."""
+    """Rows with image{bytes, path} and label; class names from Hugging Face's metadata, else the labels as text."""
     tree = Tree.open(str(config.path))
     train, test = _parquet_files(tree, "train"), _parquet_files(tree, "test")
     if not train:
@@ -189,12 +197,16 @@ def parquet(config: DataConfig, data_folder: Path) -> Source:
             f"{tree.uri} has no train.parquet or train-*.parquet, nor has its folder data/ (found: {tree.top});"
             " put it there, or check --data.path"
         )
-    train_files = [read_labels(tree, path) for path in train]
-    test_files = [read_labels(tree, path) for path in test]
+    columns = Columns(config.image_column, config.label_column)
+    train_files = [read_labels(tree, path, columns) for path in train]
+    test_files = [read_labels(tree, path, columns) for path in test]
     classes = classes_of(train_files)
-    part = _parquet_part(tree, train_files, classes)
-    test_part = _parquet_part(tree, test_files, classes) if test else None
-    digest = digest_of(tree.digests([*train, *test], data_folder / "digests"))
+    part = _parquet_part(tree, train_files, classes, columns)
+    require_images_of_each(classes, part.labels_n)
+    test_part = _parquet_part(tree, test_files, classes, columns) if test else None
+    digests = tree.digests([*train, *test], data_folder / "digests")
+    usual = columns == Columns(label="label")
+    digest = digest_of(digests if usual else {"files": digests, "columns": columns})
     return _source(config, classes.names, digest, part, test_part)
 
 
@@ -203,11 +215,11 @@ def _parquet_files(tree: Tree, name: str) -> list[str]:
     return [path for path in tree.files if any(fnmatch(path, pattern) for pattern in patterns)]
 
 
-def _parquet_part(tree: Tree, files: list[LabelledFile], classes: Classes) -> Part:
+def _parquet_part(tree: Tree, files: list[LabelledFile], classes: Classes, columns: Columns) -> Part:
     """All rows, a chunk a row group. Raises DataError where a label is wrong, or there are no rows."""
     chunks: list[Chunk] = []
     for file in files:
-        chunks += row_chunks(tree, file.path, file.metadata, labels_in(classes, file))
+        chunks += row_chunks(tree, file.path, file.metadata, labels_in(classes, file), columns)
     part = Part(tuple(chunks))
     if not part.chunks:
         paths = ", ".join(file.path for file in files)
@@ -215,22 +227,34 @@ def _parquet_part(tree: Tree, files: list[LabelledFile], classes: Classes) -> Pa
     return part
 
 
-def row_chunks(tree: Tree, path: str, metadata: pq.FileMetaData, labels_n: Int64Array) -> Iterator[Chunk]:
+def row_chunks(
+    tree: Tree, path: str, metadata: pq.FileMetaData, labels_n: Int64Array, columns: Columns
+) -> Iterator[Chunk]:
     """The rows of a Parquet file, a chunk a row group that has any."""
     start = 0
     for group in range(metadata.num_row_groups):
         end = start + metadata.row_group(group).num_rows
         if end > start:
-            yield Chunk.whole(partial(_row_items, tree.reader, path, group, start), labels_n[start:end])
+            yield Chunk.whole(partial(_row_items, tree.reader, path, columns.image, group, start), labels_n[start:end])
         start = end
 
 
-def _row_items(reader: Reader, path: str, group: int, first: int) -> Iterator[Item]:
+def _row_items(reader: Reader, path: str, column: str, group: int, first: int) -> Iterator[Item]:
     """The images of a row group, whose first row is number first of its file; they are never all in memory."""
     row = first
     with reader.open_file(path) as file:
         parquet = pq.ParquetFile(file, buffer_size=PARQUET_BYTES)
-        for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], columns=["image.bytes"]):
-            for data in batch.column(0).field("bytes").to_pylist():
-                yield Item(f"{reader.uri}/{path}", partial(bytes, data or b""), row)
+        for batch in parquet.iter_batches(
+            PARQUET_ROWS, row_groups=[group], columns=[f"{column}.bytes", f"{column}.path"]
+        ):
+            for image in batch.column(0).to_pylist():
+                image = image or {}
+                yield Item(f"{reader.uri}/{path}", partial(_row_bytes, image.get("bytes"), image.get("path")), row)
                 row += 1
+
+
+def _row_bytes(data: bytes | None, path: str | None) -> bytes:
+    """The image file in a row. Raises ImageError where the row has its path alone."""
+    if data is None and path is not None:
+        raise ImageError(f"the row has the path of its image ({path}) and not its bytes; write them into it")
+    return data or b""

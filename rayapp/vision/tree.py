@@ -64,6 +64,11 @@ class Tree(Reader):
     def open(cls, path: str) -> Tree:
         """What lies below path (a folder, or s3://...); hidden files are left out. Raises DataError."""
         remote = "://" in path
+        if path.startswith("hf://"):
+            raise DataError(
+                f"{path} lies at Hugging Face, which is not read from; download its Parquet files into a folder and"
+                " give that with --data.path (a folder, or s3://BUCKET/FOLDER)"
+            )
         uri = path.rstrip("/") if remote else str(Path(path).expanduser().absolute())
         with reading(uri):
             # from_uri heeds AWS_ENDPOINT_URL, which S3FileSystem() does not (pyarrow 25)

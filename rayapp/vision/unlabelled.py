@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from rayapp.config import ImagesConfig, ImagesKind
 from rayapp.errors import DataError
-from rayapp.vision.labels import require_columns
+from rayapp.vision.labels import Columns, require_bytes, require_columns
 from rayapp.vision.parts import UNLABELLED, Chunk, Part
 from rayapp.vision.sources import IMAGE_SUFFIXES, file_chunks, row_chunks
 from rayapp.vision.tree import NUM_READERS, Tree
@@ -49,25 +49,31 @@ def unlabelled(config: ImagesConfig) -> Unlabelled:
             " meant: --data.dataset folder, or parquet"
         )
     (kind,) = kinds
-    chunks = tuple(file_chunks(tree, paths[kind], UNLABELLED) if kind == "folder" else _rows(tree, paths[kind]))
+    columns = Columns(config.image_column)
+    if kind == "folder" and columns != Columns():
+        raise DataError(f"data.image_column has no effect on the image files in {tree.uri}; leave it out")
+    chunks = tuple(
+        file_chunks(tree, paths[kind], UNLABELLED) if kind == "folder" else _rows(tree, paths[kind], columns)
+    )
     if not chunks:
         raise DataError(f"{tree.uri}: {', '.join(paths[kind][:5])} have no rows; check --data.path")
     return Unlabelled(tree.uri, kind, Part(chunks), tree.listing_digest(paths[kind]))
 
 
-def _rows(tree: Tree, paths: list[str]) -> list[Chunk]:
+def _rows(tree: Tree, paths: list[str], columns: Columns) -> list[Chunk]:
     """All rows of the files. Raises DataError where one has no images."""
     with ThreadPoolExecutor(NUM_READERS) as pool:
-        footers = list(pool.map(lambda path: _footer(tree, path), paths))
+        footers = list(pool.map(lambda path: _footer(tree, path, columns), paths))
     chunks: list[Chunk] = []
     for path, metadata in zip(paths, footers, strict=True):
         labels_n = np.full(metadata.num_rows, UNLABELLED, dtype=np.int64)
-        chunks += row_chunks(tree, path, metadata, labels_n)
+        chunks += row_chunks(tree, path, metadata, labels_n, columns)
     return chunks
 
 
-def _footer(tree: Tree, path: str) -> pq.FileMetaData:
+def _footer(tree: Tree, path: str, columns: Columns) -> pq.FileMetaData:
     with tree.open_file(path) as file:
         metadata = pq.read_metadata(file)
-    require_columns(f"{tree.uri}/{path}", metadata.schema.to_arrow_schema(), label=False)
+    require_columns(f"{tree.uri}/{path}", metadata.schema.to_arrow_schema(), columns)
+    require_bytes(f"{tree.uri}/{path}", metadata, columns)
     return metadata

@@ -208,3 +208,94 @@ def test_an_older_cache_of_decoded_labels_is_not_used(tmp_path: Path, home: Path
     (entry,) = (home / "decoded").glob("parquet-test-*/labels.npy")
     spec = first.info.preprocess.model_dump()
     assert entry.parent.name != f"parquet-test-{digest_of([1, first.info.digest, spec])[7:23]}"
+
+
+def test_a_class_name_without_training_images_is_said(tmp_path: Path, home: Path):
+    root = shards(tmp_path / "set", train=([0, 2] * 2, ["cat", "cow", "dog", "eel"]))
+
+    sentence = r"train\.parquet has 4 class names, but no training image is of 'cow', 'eel'; add some, or take"
+    with pytest.raises(DataError, match=sentence):
+        open_parquet(root, home)
+
+
+@pytest.mark.parametrize(
+    ("train", "names", "expected"),
+    [([1, 2, 2, 1], ("1", "2"), [0, 1, 1, 0]), ([10**12, 7, 7], ("7", "1000000000000"), [1, 0, 0])],
+)
+def test_labels_without_names_may_start_anywhere(
+    tmp_path: Path, home: Path, train: list[int], names: tuple[str, ...], expected: list[int]
+):
+    """A class 0 without images was missed; a label of 10^12 took all memory for the names of those below."""
+    root = shards(tmp_path / "set", train=(train, None), test=([train[0]], None))
+    data = open_parquet(root, home)
+
+    assert data.info.class_names == names
+    assert data.train.labels_n.tolist() == expected
+    assert data.test.labels_n.tolist() == expected[:1]
+    shards(root, test=([3], None))
+    with pytest.raises(DataError, match=r"test\.parquet: label 3 is of a class that the training files lack \(there: "):
+        open_parquet(root, home)
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+def test_columns_of_other_names_are_named_in_the_settings(tmp_path: Path, home: Path):
+    """As in the hub's cifar100. Labels of one column are not those of another, though the files are the same."""
+    root = tmp_path / "set"
+    for name in ("train.parquet", "test.parquet"):
+        write_parquet(root / name, [0, 1] * 2)
+        table = pq.read_table(root / name).rename_columns(["img", "fine"])
+        table = table.append_column("coarse", pa.array([1, 1, 0, 0]))
+        pq.write_table(table.replace_schema_metadata({b"huggingface": named("cat", "dog", column="fine")}), root / name)
+    fine = open_parquet(root, home, image_column="img", label_column="fine")
+    coarse = open_parquet(root, home, image_column="img", label_column="coarse")
+
+    assert (fine.info.class_names, coarse.info.class_names) == (("cat", "dog"), ("0", "1"))
+    assert fine.train.labels_n.tolist() == fine.test.labels_n.tolist() == [0, 1, 0, 1]
+    assert coarse.train.labels_n.tolist() == coarse.test.labels_n.tolist() == [1, 1, 0, 0]
+    assert fine.info.digest != coarse.info.digest
+    hints = r"found: img: .*\); say --data\.image_column img and say --data\.label_column fine or coarse"
+    with pytest.raises(DataError, match=hints):
+        open_parquet(root, home)
+    with pytest.raises(DataError, match=r"coarse: int64\); say --data\.label_column fine or coarse$"):
+        open_parquet(root, home, image_column="img")
+
+
+def test_where_no_column_fits_it_is_said_what_would(tmp_path: Path, home: Path):
+    root = tmp_path / "set"
+    root.mkdir()
+    pq.write_table(pa.table({"file": ["a.png"], "class": ["cat"]}), root / "train.parquet")
+
+    sentence = r"write a column of bytes and path and name it with --data\.image_column and write a column of whole"
+    with pytest.raises(DataError, match=rf"\(found: file: string, class: string\); {sentence}"):
+        open_parquet(root, home)
+
+
+def test_paths_without_bytes_are_said(tmp_path: Path, home: Path):
+    """It was: none of the images can be decoded, the image is empty."""
+    paths = pa.array([{"bytes": None, "path": f"{at}.png"} for at in range(4)], IMAGE)
+    labels = {"label": pa.array([0, 1, 0, 1])}
+    write(tmp_path / "set" / "train.parquet", labels)
+    write(tmp_path / "set" / "test.parquet", labels | {"image": paths})
+    with pytest.raises(
+        DataError, match=r"test\.parquet holds no bytes of its images, only paths .* into 'image\.bytes'"
+    ):
+        open_parquet(tmp_path / "set", home)
+
+    pq.write_table(pa.table({"image": paths} | labels), tmp_path / "set" / "train.parquet", write_statistics=False)
+    write(tmp_path / "set" / "test.parquet", labels)
+    with pytest.raises(DataError, match=r"row 0 \(the row has the path of its image \(0\.png\) and not its bytes\)"):
+        open_parquet(tmp_path / "set", home)
+
+
+def test_a_row_with_its_path_alone_is_an_image_that_cannot_be_decoded(tmp_path: Path, home: Path):
+    images = [{"bytes": None if at == 1 else png(at), "path": f"{at}.png"} for at in range(4)]
+    write(tmp_path / "set" / "train.parquet", {"label": pa.array([0, 1, 0, 1]), "image": pa.array(images, IMAGE)})
+    write(tmp_path / "set" / "test.parquet", {"label": pa.array([0, 1, 0, 1])})
+
+    with pytest.raises(
+        DataError, match=r"1 of the 4 images .*row 1 \(the row has the path of its image \(1\.png\) and"
+    ):
+        open_parquet(tmp_path / "set", home)
+    assert open_parquet(tmp_path / "set", home, on_error="skip").train.labels_n.tolist() == [0, 0, 1]

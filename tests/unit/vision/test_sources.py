@@ -66,6 +66,12 @@ def test_a_folder_without_classes_says_what_it_found(tmp_path: Path, home: Path)
         open_folder(tmp_path / "nowhere", home)
 
 
+def test_a_path_at_hugging_face_is_refused_with_what_to_do(home: Path):
+    """It was an ImportError of a package that nobody needs."""
+    with pytest.raises(DataError, match=r"hf://datasets/a/b lies at Hugging Face, .*; download its Parquet files"):
+        open_parquet("hf://datasets/a/b", home)
+
+
 # --- parquet ----------------------------------------------------------------------------------------------------------
 
 

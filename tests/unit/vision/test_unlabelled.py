@@ -88,6 +88,27 @@ def test_images_and_parquet_files_in_one_folder_have_to_be_told_apart(tmp_path: 
     assert names(found(root, dataset="parquet")) == ["c.parquet, row 0"]
 
 
+def test_a_column_of_another_name_is_named_in_the_settings(tmp_path: Path) -> None:
+    rows(tmp_path / "set" / "a.parquet", [png(1), png(2)])
+    table = pq.read_table(tmp_path / "set" / "a.parquet").rename_columns(["img"])
+    pq.write_table(table, tmp_path / "set" / "a.parquet")
+
+    assert [item.read() for item in found(tmp_path / "set", image_column="img").part.items()] == [png(1), png(2)]
+    with pytest.raises(DataError, match=r"a\.parquet needs the column image: .*; say --data\.image_column img$"):
+        found(tmp_path / "set")
+    with pytest.raises(DataError, match=r"data\.image_column has no effect on the image files"):
+        found(files(tmp_path / "other", "a.png"), image_column="img")
+
+
+def test_files_with_paths_alone_are_said(tmp_path: Path) -> None:
+    image = pa.array([{"bytes": None, "path": "a.png"}], pa.struct({"bytes": "binary", "path": "string"}))
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"image": image}), tmp_path / "set" / "a.parquet")
+
+    with pytest.raises(DataError, match=r"a\.parquet holds no bytes of its images, only paths at most"):
+        found(tmp_path / "set")
+
+
 def test_what_holds_no_images_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     rows(tmp_path / "rows" / "a.parquet", [])
