@@ -34,13 +34,13 @@ from rayapp.vision.labels import (
     require_images_of_each,
 )
 from rayapp.vision.parts import Chunk, Int64Array, Item, Part
-from rayapp.vision.tree import Reader, Tree
+from rayapp.vision.preprocess import image_suffixes
+from rayapp.vision.tree import Reader, Tree, say_passed_over
 
 logger = logging.getLogger(__name__)
 
 # The part of a data set that comes without test images which is kept as such. Constants: there is one test part.
 TEST_FRACTION, TEST_SEED = 0.2, 0
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".ico")
 PARQUET_ROWS = 64  # read at once: photographs of 5 MB make 320 MB of it
 PARQUET_BYTES = 8 * 2**20  # read at once: a request to a bucket of this size is about as fast as it gets
 FOLDER_FILES = 16  # of a chunk: few, for the files of a folder are sorted by class, and chunks are what is shuffled
@@ -133,6 +133,7 @@ def folder(config: DataConfig, data_folder: Path) -> Source:
         )
 
     used = [path for paths in (*train.values(), *test.values()) for path in paths]
+    say_passed_over(tree, used, f"images ({' '.join(image_suffixes())}) in train/CLASS/ and test/CLASS/")
     digest = digest_of(tree.digests(used, data_folder / "digests"))
     test_part = _folder_part(tree, class_names, test) if test else None
     return _source(config, class_names, digest, _folder_part(tree, class_names, train), test_part)
@@ -162,13 +163,13 @@ def _class_folders(tree: Tree, name: str) -> dict[str, list[str]]:
     """Class -> its images in the folder called name. Raises DataError where a class has none."""
     images: dict[str, list[str]] = {path.split("/")[1]: [] for path in tree.folders if path.startswith(f"{name}/")}
     for path in tree.files:
-        if path.startswith(f"{name}/") and path.count("/") > 1 and path.lower().endswith(IMAGE_SUFFIXES):
+        if path.startswith(f"{name}/") and path.count("/") > 1 and path.lower().endswith(image_suffixes()):
             images.setdefault(path.split("/")[1], []).append(path)
     for class_name, paths in sorted(images.items()):
         if not paths:
             raise DataError(
-                f"the class folder {tree.uri}/{name}/{class_name} holds no images ({' '.join(IMAGE_SUFFIXES)});"
-                " put some there or remove it"
+                f"the class folder {tree.uri}/{name}/{class_name} holds no images ({' '.join(image_suffixes())};"
+                f" found: {tree.first_below(f'{name}/{class_name}/')}); put some there or remove it"
             )
     return images
 
@@ -197,6 +198,7 @@ def parquet(config: DataConfig, data_folder: Path) -> Source:
             f"{tree.uri} has no train.parquet or train-*.parquet, nor has its folder data/ (found: {tree.top});"
             " put it there, or check --data.path"
         )
+    say_passed_over(tree, [*train, *test], "train.parquet, train-*.parquet and test likewise, here or in data/,")
     columns = Columns(config.image_column, config.label_column)
     train_files = [read_labels(tree, path, columns) for path in train]
     test_files = [read_labels(tree, path, columns) for path in test]

@@ -9,9 +9,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
+from rayapp.config import DataConfig
 from rayapp.errors import DataError
-from tests.unit.vision.pictures import open_folder, open_parquet, write_folder, write_parquet
+from rayapp.vision import sources
+from rayapp.vision.decoded import decode_one
+from rayapp.vision.preprocess import image_suffixes
+from tests.unit.vision.pictures import open_folder, open_parquet, png, write_folder, write_parquet
 
 # --- folder -----------------------------------------------------------------------------------------------------------
 
@@ -47,6 +52,65 @@ def test_an_empty_class_folder_is_named(tmp_path: Path, home: Path):
     root = write_folder(tmp_path / "set", {"train/cat": 2, "train/dog": 0, "test/cat": 1})
 
     with pytest.raises(DataError, match=r"class folder .*train/dog holds no images"):
+        open_folder(root, home)
+
+
+@pytest.mark.parametrize("suffix", image_suffixes())
+def test_every_suffix_that_pillow_knows_for_our_formats_is_read(tmp_path: Path, home: Path, suffix: str):
+    """Half of a class in .jfif was left out without a word; only a short list of suffixes was read."""
+    root = write_folder(tmp_path / "set", {"train/cat": 2, "train/dog": 2, "test/cat": 1})
+    image = Image.new("F" if suffix == ".pfm" else "RGB", (16, 12))
+    image.save(root / "train" / "cat" / f"UPPER{suffix.upper()}", Image.registered_extensions()[suffix])
+    part = sources.folder(DataConfig(dataset="folder", path=str(root)), home).train
+    picture = decode_one(None, list(part.items())[2])
+
+    assert part.labels_n.tolist() == [0, 0, 0, 1, 1]
+    assert (picture.size, picture.problem) == ((16, 12), "")
+
+
+def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    root = write_folder(tmp_path / "set", {"train/cat": 2, "train/dog": 2, "test/cat": 1})
+    for at in range(7):
+        (root / "train" / "cat" / f"{at}.HEIC").write_bytes(b"x")
+    for name in ("README.md", "train/loose.png", "train/dog/icon.ico", "train/dog/picture"):
+        (root / name).write_bytes(png(1))
+    assert open_folder(root, home).info.num_train == 4
+
+    (line,) = [line for line in caplog.messages if "passed over" in line]
+    assert line.startswith(
+        f"{root}: 11 of 16 files are passed over (7 .heic, 1 .md, 1 .ico, 1 without suffix, 1 .png):"
+        " train/cat/0.HEIC, train/cat/1.HEIC, train/cat/2.HEIC, train/cat/3.HEIC, train/cat/4.HEIC, ...;"
+        " only images (.png .apng .jfif .jpe .jpg .jpeg .bmp "
+    )
+
+
+def test_parquet_files_of_no_split_are_named(tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    for name in ("train", "test", "extra-0"):
+        write_parquet(tmp_path / "set" / f"{name}.parquet", [0, 1] * 2)
+    open_parquet(tmp_path / "set", home)
+
+    assert "1 of 3 files are passed over (1 .parquet): extra-0.parquet; only train.parquet" in caplog.text
+
+
+def test_litter_of_operating_systems_is_nobodys_matter(tmp_path: Path, home: Path, caplog: pytest.LogCaptureFixture):
+    caplog.set_level("INFO")
+    root = write_folder(tmp_path / "set", {"train/cat": 2, "train/dog": 2, "test/cat": 1})
+    for name in (".DS_Store", "train/cat/._0.png", "__MACOSX/train/cat/._0.png", "train/dog/Thumbs.db"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    (root / "train" / "__MACOSX").mkdir()
+    open_folder(root, home)
+
+    assert "passed over" not in caplog.text
+
+
+def test_a_class_of_files_that_are_not_read_names_them(tmp_path: Path, home: Path):
+    root = write_folder(tmp_path / "set", {"train/cat": 2, "train/dog": 0, "test/cat": 1})
+    (root / "train" / "dog" / "a.heic").write_bytes(b"x")
+
+    with pytest.raises(DataError, match=r"train/dog holds no images \(\.png .*; found: a\.heic\); put some there"):
         open_folder(root, home)
 
 

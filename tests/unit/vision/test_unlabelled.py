@@ -52,6 +52,15 @@ def test_every_image_below_a_folder_is_one(tmp_path: Path) -> None:
     assert len(images.part.labels_n) == 43
 
 
+def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """batch-predict left files out without a word."""
+    caplog.set_level("INFO")
+    root = files(tmp_path / "set", "a.jfif", "b/c.jpe", "b/d.heic", "e", ".DS_Store")
+
+    assert names(found(root)) == ["a.jfif", "b/c.jpe"]
+    assert f"{root}: 2 of 4 files are passed over (1 .heic, 1 without suffix): b/d.heic, e; only images" in caplog.text
+
+
 def test_every_row_of_every_parquet_file_is_one(tmp_path: Path) -> None:
     rows(tmp_path / "set" / "test.parquet", [png(number) for number in range(5)])
     rows(tmp_path / "set" / "more" / "x.parquet", [png(7), None], label=["cat", "dog"])
