@@ -102,10 +102,14 @@ class DataConfig(Section):
         None,
         description="Folder (local or s3://) of a 'folder' or 'parquet' data set; for others, where downloads lie.",
     )
-    validation_fraction: float = Field(
-        0.1, gt=0, lt=0.5, description="Part of the training images kept for validation (0-0.5), stratified by class."
+    validation_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="Part of the training images kept for validation (0-0.5), stratified by class; not for a data set"
+        " that has validation images of its own [default: 0.1].",
     )
-    split_seed: int = Field(0, ge=0, description="Seed of the train/validation split.")
+    split_seed: int | None = Field(None, ge=0, description="Seed of that train/validation split [default: 0].")
     image_px: int | None = Field(
         None,
         ge=8,

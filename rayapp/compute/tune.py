@@ -54,6 +54,7 @@ def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> 
         at_once = check_room(settings, resources_each(settings, device_of(settings.compute.device)))
         early = ["rayapp.compute.trainable"] if _fills_the_machine(settings, at_once) else []
     dataset = load(settings.data, home.data)
+    dataset.require_effect(settings.space)
     with ray_cluster(object_bytes=_num_bytes(dataset), workers_import=early, driver_imports=driver_imports(home)):
         device = device_of(settings.compute.device)
         resources = resources_each(settings, device)

@@ -35,7 +35,7 @@ from rayapp.vision.tree import NUM_READERS, Progress, writing
 
 logger = logging.getLogger(__name__)
 
-VERSION = 2  # raise it when images or labels come out otherwise than before, or others are kept for the test
+VERSION = 3  # raise it when images or labels come out otherwise than before, or others are kept for the test
 OWN_SIZE_PX = (8, 512)  # images that all have one size within it keep it: what --data.image_px allows
 MIXED_SIZE_PX = 224  # what others are brought to
 CHUNK = 256  # images in memory at once
@@ -58,6 +58,7 @@ class About(BaseModel):
     num_images: int  # corrupt ones included
     num_corrupt: int
     corrupt: tuple[str, ...]
+    corrupt_rows: tuple[int, ...]  # of all of them, where they would be in the part
 
 
 class Decoded(NamedTuple):
@@ -280,4 +281,5 @@ class _Tally:
             num_images=len(self.good),
             num_corrupt=len(self.corrupt),
             corrupt=tuple(self.corrupt[:NUM_NAMED]),
+            corrupt_rows=tuple(np.flatnonzero(~np.array(self.good)).tolist()),
         )

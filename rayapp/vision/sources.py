@@ -1,8 +1,8 @@
 """Sources: the classes of a data set, its digest, and its images not decoded yet.
 
     digits      scikit-learn's scans, 8x8 grey
-    folder      train/CLASS/*.png and test/CLASS/*.png, local or s3://
-    parquet     train*.parquet and test*.parquet in Hugging Face's layout, local or s3://
+    folder      train/CLASS/*.png, test/CLASS/*.png and validation/CLASS/*.png, local or s3://
+    parquet     train*.parquet, test*.parquet and validation*.parquet in Hugging Face's layout, local or s3://
 
 Covered: missing, empty and mislabelled parts, each a DataError that says what to do. Not covered: whether an image can
 be decoded; decoded.py finds that out. What has to be downloaded is in downloads.py.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -43,13 +44,18 @@ logger = logging.getLogger(__name__)
 TEST_FRACTION, TEST_SEED = 0.2, 0
 PARQUET_ROWS = 64  # read at once: photographs of 5 MB make 320 MB of it
 PARQUET_BYTES = 8 * 2**20  # read at once: a request to a bucket of this size is about as fast as it gets
+VALIDATION = ("validation", "val", "valid", "dev")  # what validation images are called beside train and test
 FOLDER_FILES = 16  # of a chunk: few, for the files of a folder are sorted by class, and chunks are what is shuffled
+
+
+F = TypeVar("F")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set before its images are decoded. digest covers training and test; only test() opens test images.
+    """A data set before its images are decoded. digest covers all parts; only test() opens test images.
 
+    num_validation: the last so many images of train are the data set's own for validation; 0 where it has none.
     flip: a mirror image is of the same class. image_px None: images keep their size, where all have one.
     """
 
@@ -60,6 +66,7 @@ class Source:
     test: Callable[[], Part]
     flip: bool = True
     image_px: int | None = None
+    num_validation: int = 0
 
 
 def digest_of(value: object) -> str:
@@ -120,23 +127,37 @@ def digits(config: DataConfig, data_folder: Path) -> Source:
 
 
 def folder(config: DataConfig, data_folder: Path) -> Source:
-    """Images in train/CLASS/ and test/CLASS/; the classes are the sorted folder names of train."""
+    """Images in train/CLASS/, test/CLASS/ and validation/CLASS/; the classes are the sorted folder names of train."""
     tree = Tree.open(str(config.path))
     train, test = _class_folders(tree, "train"), _class_folders(tree, "test")
     if not train:
         raise DataError(f"{tree.uri} has no images in train/CLASS/ (found: {tree.top}); put them there by class")
     class_names = tuple(sorted(train))
-    if unknown := sorted(set(test) - set(train)):
-        raise DataError(
-            f"{tree.uri}/test/{unknown[0]} is a class that train lacks (there: {', '.join(class_names[:10])});"
-            " add it there or remove it"
-        )
+    name, validation = _validation(tree, _class_folders)
+    for part, images in ((name, validation or {}), ("test", test)):
+        if unknown := sorted(set(images) - set(train)):
+            raise DataError(
+                f"{tree.uri}/{part}/{unknown[0]} is a class that train lacks (there: {', '.join(class_names[:10])});"
+                " add it there or remove it"
+            )
 
-    used = [path for paths in (*train.values(), *test.values()) for path in paths]
-    say_passed_over(tree, used, f"images ({' '.join(image_suffixes())}) in train/CLASS/ and test/CLASS/")
+    used = [path for images in (train, validation or {}, test) for paths in images.values() for path in paths]
+    suffixes = " ".join(image_suffixes())
+    say_passed_over(tree, used, f"images ({suffixes}) in train/CLASS/, validation/CLASS/ and test/CLASS/")
     digest = digest_of(tree.digests(used, data_folder / "digests"))
-    test_part = _folder_part(tree, class_names, test) if test else None
-    return _source(config, class_names, digest, _folder_part(tree, class_names, train), test_part)
+    parts = [_folder_part(tree, class_names, images) if images else None for images in (validation, test)]
+    return _source(config, class_names, digest, _folder_part(tree, class_names, train), *parts)
+
+
+def _validation(tree: Tree, find: Callable[[Tree, str], F]) -> tuple[str, F | None]:
+    """What the images for validation are called, and what find finds of them; None where there are none.
+
+    Raises DataError where there are some under two names.
+    """
+    found = {name: images for name in VALIDATION if (images := find(tree, name))}
+    if len(found) > 1:
+        raise DataError(f"{tree.uri} has validation images under several names ({', '.join(found)}); keep one of them")
+    return next(iter(found.items()), (VALIDATION[0], None))
 
 
 def _folder_part(tree: Tree, class_names: tuple[str, ...], images: dict[str, list[str]]) -> Part:
@@ -174,7 +195,14 @@ def _class_folders(tree: Tree, name: str) -> dict[str, list[str]]:
     return images
 
 
-def _source(config: DataConfig, class_names: tuple[str, ...], digest: str, train: Part, test: Part | None) -> Source:
+def _source(
+    config: DataConfig,
+    class_names: tuple[str, ...],
+    digest: str,
+    train: Part,
+    validation: Part | None,
+    test: Part | None,
+) -> Source:
     """The source; where test is None, training images are kept as such."""
     if test is None:
         train, test = held_out(train, class_names)
@@ -182,8 +210,12 @@ def _source(config: DataConfig, class_names: tuple[str, ...], digest: str, train
             "%s has no test part: kept %d of its images as one (fixed seed %d, by class), %d stay for training",
             config.path, len(test.labels_n), TEST_SEED, len(train.labels_n),
         )  # fmt: skip
-    found = test
-    return Source(class_names, digest, len(found.labels_n), train, lambda: found, image_px=config.image_px)
+    found, own = test, 0 if validation is None else len(validation.labels_n)
+    if validation is not None:
+        train = Part((*train.chunks, *validation.chunks))
+        logger.info("%s has %d images for validation: none is taken from training", config.path, own)
+    num_test, px = len(found.labels_n), config.image_px
+    return Source(class_names, digest, num_test, train, lambda: found, image_px=px, num_validation=own)
 
 
 # --- parquet ----------------------------------------------------------------------------------------------------------
@@ -198,18 +230,19 @@ def parquet(config: DataConfig, data_folder: Path) -> Source:
             f"{tree.uri} has no train.parquet or train-*.parquet, nor has its folder data/ (found: {tree.top});"
             " put it there, or check --data.path"
         )
-    say_passed_over(tree, [*train, *test], "train.parquet, train-*.parquet and test likewise, here or in data/,")
+    validation = _validation(tree, _parquet_files)[1] or []
+    used = [*train, *validation, *test]
+    say_passed_over(tree, used, "train.parquet, train-*.parquet, validation and test likewise, here or in data/,")
     columns = Columns(config.image_column, config.label_column)
-    train_files = [read_labels(tree, path, columns) for path in train]
-    test_files = [read_labels(tree, path, columns) for path in test]
-    classes = classes_of(train_files)
-    part = _parquet_part(tree, train_files, classes, columns)
+    files = [[read_labels(tree, path, columns) for path in paths] for paths in (train, validation, test)]
+    classes = classes_of(files[0])
+    part = _parquet_part(tree, files[0], classes, columns)
     require_images_of_each(classes, part.labels_n)
-    test_part = _parquet_part(tree, test_files, classes, columns) if test else None
-    digests = tree.digests([*train, *test], data_folder / "digests")
+    others = [_parquet_part(tree, found, classes, columns) if found else None for found in files[1:]]
+    digests = tree.digests(used, data_folder / "digests")
     usual = columns == Columns(label="label")
     digest = digest_of(digests if usual else {"files": digests, "columns": columns})
-    return _source(config, classes.names, digest, part, test_part)
+    return _source(config, classes.names, digest, part, *others)
 
 
 def _parquet_files(tree: Tree, name: str) -> list[str]:
