@@ -16,6 +16,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
+from rich.text import Text
 from torch import Tensor
 
 from rayapp.cluster import ray_cluster
@@ -216,7 +217,7 @@ def _open_run(settings: TrainSettings, home: Home, dataset: Dataset, split: Spli
 
 def _describe(console: Console, settings: TrainSettings, dataset: Dataset, split: Split, device: str, run: Run) -> None:
     plan = _plan(settings, dataset, split)
-    say(console, f"run [bold]{run.name}[/]  (MLflow {run.run_id})")
+    say(console, Text.assemble("run ", (run.name, "bold"), f"  (MLflow {run.run_id})"))
     say(
         console,
         f"{plan['dataset']}: {plan['train_images']:,} + {plan['validation_images']:,} images of {plan['classes']}"
@@ -341,6 +342,11 @@ def _say_result(console: Console, result: Trained) -> None:
     where = f"{version.uri} @challenger" if version else f"runs:/{result.run.run_id}/model"
     say(
         console,
-        f"validation accuracy [bold]{best.val_accuracy:.4f}[/] in epoch {best.epoch} of {len(result.epochs)},"
-        f" trained in {clock(result.training_seconds)}, {clock(result.seconds)} in all -> [bold]{where}[/]",
+        Text.assemble(
+            "validation accuracy ",
+            (f"{best.val_accuracy:.4f}", "bold"),
+            f" in epoch {best.epoch} of {len(result.epochs)}, trained in {clock(result.training_seconds)},"
+            f" {clock(result.seconds)} in all -> ",
+            (where, "bold"),
+        ),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyarrow.fs import FileType
 from rich.console import Console
+from rich.text import Text
 
 from rayapp.cluster import ray_cluster
 from rayapp.compute.cost import usd_per_hour
@@ -63,7 +64,8 @@ def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> 
         sweep = earlier or _open(settings, home, name, dataset, device, rates)
         with sweep.locked():
             if sweep.stage == "searching":
-                say(console, f"sweep [bold]{sweep.name}[/]  (MLflow {sweep.run_id}), {at_once} at once on {device}")
+                conditions = f"  (MLflow {sweep.run_id}), {at_once} at once on {device}"
+                say(console, Text.assemble("sweep ", (sweep.name, "bold"), conditions))
                 _search(sweep, home, dataset, device, at_once, rates, console)
                 sweep = sweep.at("searched")
             winner = train_winner(sweep, home, console) if settings.then_train else None

@@ -199,6 +199,8 @@ def _names(name: str, schema: pa.Schema, columns: Columns) -> tuple[str, ...]:
     if not isinstance(names, list):
         raise DataError(f"{name}: the class names in its metadata are no list ({names!r}); write it again")
     texts = tuple(map(str, names))
+    if strange := [text for text in texts if any("\ud800" <= letter <= "\udfff" for letter in text)]:
+        raise DataError(f"{name}: the class name {strange[0]!a} in its metadata is not UTF-8; write it again")
     if twice := sorted({text for text in texts if texts.count(text) > 1}):
         raise DataError(f"{name}: the class name '{twice[0]}' comes twice in its metadata; give each class its own")
     return texts
