@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from rayapp.config.commands import DemoSettings, DoctorSettings, EvaluateSettings, PromoteSettings, TrainSettings
 from rayapp.config.env import Home
@@ -53,6 +54,10 @@ class Step:
     passed: bool
 
 
+def _mark(step: Step) -> Text:
+    return Text("PASS", "green") if step.passed else Text("FAIL", "red")
+
+
 @dataclass
 class Demo:
     """The state that the steps share: each takes what the ones before it made."""
@@ -78,16 +83,15 @@ class Demo:
             figure, passed = str(error), False
         step = Step(name, time.monotonic() - started, figure, passed)
         self.steps.append(step)
-        mark = "[green]PASS[/]" if passed else "[red]FAIL[/]"
-        self.console.print(f"{mark} {name} ({step.seconds:.1f} s): {figure}", highlight=False, soft_wrap=True)
+        line = Text.assemble(_mark(step), f" {name} ({step.seconds:.1f} s): {figure}")
+        self.console.print(line, highlight=False, soft_wrap=True)
         return passed
 
     def table(self) -> Table:
         """All steps so far."""
         table = Table("step", "seconds", "figure", "", header_style="bold", title="the life of a model")
         for step in self.steps:
-            mark = "[green]PASS[/]" if step.passed else "[red]FAIL[/]"
-            table.add_row(step.name, f"{step.seconds:.1f}", step.figure, mark)
+            table.add_row(step.name, f"{step.seconds:.1f}", Text(step.figure), _mark(step))
         return table
 
     # --- the steps ---

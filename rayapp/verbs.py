@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
 from rich.prompt import Confirm
 from rich.table import Table
+from rich.text import Text
 
 from rayapp.config.commands import (
     BatchPredictSettings,
@@ -57,19 +59,22 @@ def evaluate(settings: EvaluateSettings, home: Home) -> Json:
 
     evaluation = run(settings, home)
     scores = evaluation.report.scores
-    table = Table("class", "precision", "recall", "F1", "images", box=None, header_style="bold")
-    for c in sorted(scores.classes, key=lambda c: c.f1):
-        table.add_row(c.name, f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", f"{c.support:,}")
     console, accuracy = _console(), scores.accuracy
-    console.print(table)
-    console.print(
-        f"{settings.split} accuracy [bold]{accuracy.value:.4f}[/] (95 % interval {accuracy.low:.4f} to"
+    console.print(_classes_table(scores))
+    line = Text.assemble(
+        f"{settings.split} accuracy ", (f"{accuracy.value:.4f}", "bold"), f" (95 % interval {accuracy.low:.4f} to"
         f" {accuracy.high:.4f}, n = {scores.num_images:,}), loss {scores.loss:.4f}, ECE {scores.ece:.4f};"
         f" report and plots in {evaluation.folder}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    )  # fmt: skip
+    console.print(line, highlight=False, soft_wrap=True)
     return evaluation.as_json()
+
+
+def _classes_table(scores: Any) -> Table:
+    table = Table("class", "precision", "recall", "F1", "images", box=None, header_style="bold")
+    for c in sorted(scores.classes, key=lambda c: c.f1):
+        table.add_row(_plain(c.name), f"{c.precision:.3f}", f"{c.recall:.3f}", f"{c.f1:.3f}", f"{c.support:,}")
+    return table
 
 
 def promote(settings: PromoteSettings, home: Home) -> Json:
@@ -122,7 +127,7 @@ def _models_table(rows: list[Json]) -> Table:
             test, n = f"{row['test_accuracy']:.4f}", f"{row['n']:.0f}"
             interval = f"{row['test_accuracy_low']:.3f}-{row['test_accuracy_high']:.3f}"
         val = "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.4f}"
-        aliases = "\n".join(row["aliases"])
+        aliases = _plain("\n".join(row["aliases"]))
         table.add_row(str(row["version"]), aliases, val, test, interval, n, str(row["created"])[:10], row["run_id"][:6])
     return table
 
@@ -134,13 +139,17 @@ def predict(settings: PredictSettings, home: Home) -> Json | None:
     predictions = predict_files(settings, home)
     if settings.json_output:
         return {"predictions": predictions}
+    Console().print(_predictions_table(settings.images, predictions))
+    return None
+
+
+def _predictions_table(images: Iterable[object], predictions: Iterable[Json]) -> Table:
     table = Table("file", "class", "confidence", "next", header_style="bold")
-    for path, p in zip(settings.images, predictions, strict=True):
+    for path, p in zip(images, predictions, strict=True):
         others = sorted(p["probabilities"].items(), key=lambda item: -item[1])[1:3]
         runners_up = ", ".join(f"{name} {share:.1%}" for name, share in others)
-        table.add_row(str(path), p["predicted_class"], f"{p['confidence']:.1%}", runners_up)
-    Console().print(table)
-    return None
+        table.add_row(_plain(path), _plain(p["predicted_class"]), f"{p['confidence']:.1%}", _plain(runners_up))
+    return table
 
 
 def batch_predict(settings: BatchPredictSettings, home: Home) -> Json:
@@ -177,7 +186,7 @@ def _ask(question: str, *, yes: bool) -> None:
         return
     if not sys.stdin.isatty():
         raise ConfigError(f"{question} nobody can be asked here; add --yes")
-    if Confirm.ask(question, console=_console(), default=False):
+    if Confirm.ask(_plain(question), console=_console(), default=False):
         return
     raise ConfigError("nothing was removed")
 
@@ -188,6 +197,11 @@ def _console(*, wide: bool = False) -> Console:
     return Console(stderr=True, width=160) if wide and not console.is_terminal else console
 
 
+def _plain(text: object) -> Text:
+    """A name from outside as it is: rich reads no markup or emoji in it. A byte that is not UTF-8 becomes \\x.."""
+    return Text(str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+
+
 def _number(text: str | None) -> float | None:
     return None if text is None else float(text)
 
@@ -195,10 +209,9 @@ def _number(text: str | None) -> float | None:
 def _shown_promotion(promotion: Any) -> Json:
     console = _console()
     before = f" (before: version {promotion.previous_version})" if promotion.previous_version else ""
-    console.print(
-        f"{promotion.verdict}: champion is version [bold]{promotion.model_version}[/]{before}", highlight=False
-    )
+    version = (str(promotion.model_version), "bold")
+    console.print(Text.assemble(f"{promotion.verdict}: champion is version ", version, before), highlight=False)
     for reason in promotion.reasons:
-        console.print(f"  {reason}", highlight=False, soft_wrap=True)
+        console.print(_plain(f"  {reason}"), highlight=False, soft_wrap=True)
     result: Json = promotion.as_json()
     return result

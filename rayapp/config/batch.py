@@ -16,6 +16,9 @@ class ImagesConfig(Section):
         description="folder: every image file. parquet: every row, in the Hugging Face layout"
         " [default: what lies there].",
     )
+    image_column: str = Field(
+        "image", min_length=1, description="Column of the images in Parquet files, a struct of bytes and path."
+    )
 
 
 class PredictorsConfig(Section):

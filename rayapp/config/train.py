@@ -23,10 +23,14 @@ class DataConfig(Section):
         None,
         description="Folder (local or s3://) of a 'folder' or 'parquet' data set; for others, where downloads lie.",
     )
-    validation_fraction: float = Field(
-        0.1, gt=0, lt=0.5, description="Part of the training images kept for validation (0-0.5), stratified by class."
+    validation_fraction: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="Part of the training images kept for validation (0-0.5), stratified by class; not for a data set"
+        " that has validation images of its own [default: 0.1].",
     )
-    split_seed: int = Field(0, ge=0, description="Seed of the train/validation split.")
+    split_seed: int | None = Field(None, ge=0, description="Seed of that train/validation split [default: 0].")
     image_px: int | None = Field(
         None,
         ge=8,
@@ -47,6 +51,12 @@ class DataConfig(Section):
         None,
         ge=64,
         description="Memory (MB) that the images of one streaming worker may take; goes with stream [default: 1024].",
+    )
+    image_column: str = Field(
+        "image", min_length=1, description="Column of the images of a 'parquet' data set, a struct of bytes and path."
+    )
+    label_column: str = Field(
+        "label", min_length=1, description="Column of the labels of a 'parquet' data set, whole numbers."
     )
 
     @model_validator(mode="after")
@@ -69,6 +79,20 @@ class DataConfig(Section):
             )
         if self.memory_mb is not None and not self.stream:
             raise ValueError("data.memory_mb limits a stream; add --data.stream true, or leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _columns_fit_dataset(self) -> Self:
+        for name, value, default in (("image", self.image_column, "image"), ("label", self.label_column, "label")):
+            if value != default and self.dataset != "parquet":
+                raise ValueError(
+                    f"data.{name}_column has no effect on data.dataset '{self.dataset}', which has no columns;"
+                    " leave it out, or say --data.dataset parquet"
+                )
+        if self.image_column == self.label_column:
+            raise ValueError(
+                f"data.image_column and data.label_column are both '{self.image_column}'; name two columns"
+            )
         return self
 
     @property

@@ -9,7 +9,7 @@ The test images are opened by Dataset.test alone, so that training never sees th
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from rayapp.data.chunks import Int64Array, Part
 from rayapp.data.preprocess import Images, PreprocessSpec
 from rayapp.data.sources import Source, digest_of, digits, folder, parquet, stratified
 from rayapp.data.torchvision_sets import torchvision_set
+from rayapp.errors import ConfigError, DataError
 
 SOURCES: dict[DatasetName, Callable[[DataConfig, Path], Source]] = {
     "digits": digits,
@@ -37,6 +38,9 @@ SOURCES: dict[DatasetName, Callable[[DataConfig, Path], Source]] = {
 
 # Of a streamed set: its mean is known to 0.25 / sqrt(2048) = 0.6 % of the range. Constants: a sample must not change.
 SAMPLE, SAMPLE_SEED, SAMPLE_OF_A_CHUNK = 2048, 0, 32
+
+DEFAULT_FRACTION = 0.1  # of the training images, for validation
+SPLIT_SETTINGS = {"data.validation_fraction", "data.split_seed"}
 
 
 class DatasetInfo(BaseModel):
@@ -91,7 +95,10 @@ class Split:
 
 
 class Dataset:
-    """A data set. train: its decoded training images; where they are streamed, the part that holds them undecoded."""
+    """A data set. train: its decoded training images; where they are streamed, the part that holds them undecoded.
+
+    num_validation: the last so many of them are the data set's own for validation; 0 where it has none.
+    """
 
     def __init__(
         self,
@@ -100,8 +107,10 @@ class Dataset:
         *,
         test: Callable[[], Part],
         decode: Callable[[str, Callable[[], Part]], Images],
+        num_validation: int = 0,
     ) -> None:
         self.info = info
+        self.num_validation = num_validation
         self.train = train
         self._test_part = test
         self._decode = decode
@@ -112,14 +121,44 @@ class Dataset:
         return self._decode("test", self._test_part)
 
     def split(self, config: DataConfig) -> Split:
-        """Training and validation images, by class; the same settings give the same split. Raises DataError."""
+        """Training and validation images: the data set's own, else by class, the same settings giving the same split.
+
+        Raises DataError, and ConfigError where settings of a split have no effect.
+        """
+        names = self.info.class_names
+        if len(names) < 2:
+            raise DataError(
+                f"'{names[0]}' is the only class of the data set; a classifier needs 2 or more, add another"
+            )
+        if self.num_validation:
+            return self._own_split(config)
         kept_n, apart_n = stratified(
             self.train.labels_n,
-            self.info.class_names,
-            fraction=config.validation_fraction,
-            seed=config.split_seed,
+            names,
+            fraction=DEFAULT_FRACTION if config.validation_fraction is None else config.validation_fraction,
+            seed=config.split_seed or 0,
         )
         return Split(kept_n, apart_n)
+
+    def _own_split(self, config: DataConfig) -> Split:
+        self.require_effect(f"data.{name}" for name, value in config.model_dump().items() if value is not None)
+        total = len(self.train.labels_n)
+        first = total - self.num_validation
+        counts_k = np.bincount(self.train.labels_n[:first], minlength=self.info.num_classes)
+        if not counts_k.all():
+            name = self.info.class_names[int(counts_k.argmin())]
+            raise DataError(
+                f"class '{name}' has no training image that can be decoded; add some, or take the class out"
+            )
+        return Split(np.arange(first), np.arange(first, total))
+
+    def require_effect(self, given: Iterable[str]) -> None:
+        """Raises ConfigError where one of the settings given is of a split that this data set needs none of."""
+        if self.num_validation and (unused := sorted(SPLIT_SETTINGS & set(given))):
+            raise ConfigError(
+                f"{' and '.join(unused)} has no effect: the data set has {self.num_validation} images for validation;"
+                " leave it out, or take those images away"
+            )
 
     def validation(self, config: DataConfig) -> Images:
         """The validation images of split(config); streamed ones are decoded and kept on disk. Raises DataError."""
@@ -152,7 +191,13 @@ def load(config: DataConfig, data_folder: Path) -> Dataset:
         found = open_part(f"{config.dataset}-{name}", part, image_px=info.preprocess)
         return Images(found.images_nhwc, found.labels_n)
 
-    return Dataset(info, train, test=source.test, decode=decode)
+    num_validation = source.num_validation
+    if num_validation and not config.stream:  # corrupt ones are not there
+        first = len(source.train.labels_n) - num_validation
+        num_validation -= sum(row >= first for row in seen.about.corrupt_rows)
+        if not num_validation:
+            raise DataError(f"none of the {source.num_validation} images for validation can be decoded; replace them")
+    return Dataset(info, train, test=source.test, decode=decode, num_validation=num_validation)
 
 
 def sample(part: Part) -> Part:

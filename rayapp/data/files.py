@@ -6,11 +6,12 @@ import hashlib
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 NUM_READERS = 16  # files read at once; more than cores, for a bucket answers in tens of milliseconds
 SETTLED_S = 2.0  # a file changed later than this before it was read may change again within one tick of its clock
 LOG_EVERY_S = 5.0
+NUM_NAMED = 5  # files, and kinds of files, in a message
+LITTER = ("__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini")  # what operating systems leave beside hidden files
 CANNOT_BE_READ = "cannot be read"  # what is said of a file that is there, but whose file system or bucket fails
 
 
@@ -62,7 +65,12 @@ class Tree(Reader):
 
     @classmethod
     def open(cls, path: str) -> Tree:
-        """What lies below path (a folder, or s3://...); hidden files are left out. Raises DataError."""
+        """What lies below path (a folder, or s3://...); hidden files and litter are left out. Raises DataError."""
+        if path.startswith("hf://"):
+            raise DataError(
+                f"{path} lies at Hugging Face, which is not read from; download its Parquet files into a folder and"
+                " give that with --data.path (a folder, or s3://BUCKET/FOLDER)"
+            )
         uri = absolute_uri(path)
         with reading(uri):
             base, root = open_fs(uri)
@@ -70,7 +78,7 @@ class Tree(Reader):
             infos = [
                 info
                 for info in tree.get_file_info(fs.FileSelector("", recursive=True))
-                if not any(name.startswith(".") for name in info.path.split("/"))
+                if not _is_hidden(_path_of(info, uri))
             ]
         files = {info.path: (info.size, info.mtime_ns) for info in infos if info.type == fs.FileType.File}
         folders = sorted(info.path for info in infos if info.type == fs.FileType.Directory)
@@ -86,6 +94,11 @@ class Tree(Reader):
         """The first names in the folder, for messages."""
         names = sorted({path.split("/")[0] for path in (*self.folders, *self.files)})
         return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "nothing"
+
+    def first_below(self, prefix: str) -> str:
+        """The first names of files below a folder, for messages."""
+        names = [path.removeprefix(prefix) for path in self.files if path.startswith(prefix)]
+        return ", ".join(names[:NUM_NAMED]) + ", ..." * (len(names) > NUM_NAMED) or "nothing"
 
     def listing_digest(self, paths: Iterable[str]) -> str:
         """A sha256 of names, sizes and times of change, for which no file has to be read."""
@@ -125,6 +138,36 @@ class Tree(Reader):
             return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _is_hidden(path: str) -> bool:
+    return any(name.startswith(".") or name.lower() in LITTER for name in path.split("/"))
+
+
+def say_passed_over(tree: Tree, used: Iterable[str], wanted: str) -> None:
+    """Count and name in the log the files of tree that are none of used: only what wanted says is read."""
+    others = sorted(set(tree.files) - set(used))
+    if not others:
+        return
+    kinds = Counter(PurePosixPath(path).suffix.lower() or "without suffix" for path in others)
+    counted = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(NUM_NAMED))
+    named = sorted(others, key=lambda path: -kinds[PurePosixPath(path).suffix.lower() or "without suffix"])[:NUM_NAMED]
+    logger.info(
+        "%s: %d of %d files are passed over (%s): %s%s; only %s are read",
+        tree.uri, len(others), len(tree.files), counted + ", ..." * (len(kinds) > NUM_NAMED),
+        ", ".join(named), ", ..." * (len(others) > NUM_NAMED), wanted,
+    )  # fmt: skip
+
+
+def _path_of(info: Any, uri: str) -> str:
+    """The path of a file below uri. Raises DataError where it is not UTF-8: pyarrow can neither say nor open it."""
+    try:
+        return str(info.path)
+    except UnicodeDecodeError as error:
+        path = error.object.decode("utf-8", "backslashreplace")
+        if _is_hidden(path):
+            return path
+        raise DataError(f"{uri}/{path} has a name that is not UTF-8 (see the bytes after \\x); rename it") from error
+
+
 def _read_memo(memo: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(memo.read_bytes()))
@@ -159,6 +202,9 @@ def reading(what: str) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{what} does not exist; check --data.path (a folder, or s3://BUCKET/FOLDER)") from error
+    except UnicodeEncodeError as error:  # of a path that the shell gave
+        path = what.encode("utf-8", "backslashreplace").decode()
+        raise DataError(f"{path} is not UTF-8 (see the bytes after \\udc); rename it") from error
     except (OSError, pa.ArrowException) as error:
         reason = str(error).splitlines()[0]
         hint = "the bucket, the AWS credentials and AWS_ENDPOINT_URL" if what.startswith("s3:") else "--data.path"

@@ -1,8 +1,8 @@
 """Sources: the classes of a data set, its digest, and its images not decoded yet.
 
     digits      scikit-learn's scans, 8x8 grey
-    folder      train/CLASS/*.png and test/CLASS/*.png, local or s3://
-    parquet     train*.parquet and test*.parquet in Hugging Face's layout, local or s3://
+    folder      train/CLASS/*.png, test/CLASS/*.png and validation/CLASS/*.png, local or s3://
+    parquet     train*.parquet, test*.parquet and validation*.parquet in Hugging Face's layout, local or s3://
 
 Covered: missing, empty and mislabelled parts, each a DataError that says what to do. Not covered: whether an image can
 be decoded; decoded.py finds that out. What has to be downloaded is in downloads.py.
@@ -18,30 +18,44 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayapp.config.train import DataConfig
 from rayapp.data.chunks import Chunk, Int64Array, Item, Part
-from rayapp.data.files import Reader, Tree
-from rayapp.errors import DataError
+from rayapp.data.files import Reader, Tree, say_passed_over
+from rayapp.data.labels import (
+    Classes,
+    Columns,
+    LabelledFile,
+    classes_of,
+    labels_in,
+    read_labels,
+    require_images_of_each,
+)
+from rayapp.data.preprocess import image_suffixes
+from rayapp.errors import DataError, ImageError
 
 logger = logging.getLogger(__name__)
 
 # The part of a data set that comes without test images which is kept as such. Constants: there is one test part.
 TEST_FRACTION, TEST_SEED = 0.2, 0
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm", ".pbm", ".ico")
 PARQUET_ROWS = 64  # read at once: photographs of 5 MB make 320 MB of it
 PARQUET_BYTES = 8 * 2**20  # read at once: a request to a bucket of this size is about as fast as it gets
+VALIDATION = ("validation", "val", "valid", "dev")  # what validation images are called beside train and test
 FOLDER_FILES = 16  # of a chunk: few, for the files of a folder are sorted by class, and chunks are what is shuffled
+
+
+F = TypeVar("F")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set before its images are decoded. digest covers training and test; only test() opens test images.
+    """A data set before its images are decoded. digest covers all parts; only test() opens test images.
 
+    num_validation: the last so many images of train are the data set's own for validation; 0 where it has none.
     flip: a mirror image is of the same class. image_px None: images keep their size, where all have one.
     """
 
@@ -52,6 +66,7 @@ class Source:
     test: Callable[[], Part]
     flip: bool = True
     image_px: int | None = None
+    num_validation: int = 0
 
 
 def digest_of(value: object) -> str:
@@ -112,22 +127,37 @@ def digits(config: DataConfig, data_folder: Path) -> Source:
 
 
 def folder(config: DataConfig, data_folder: Path) -> Source:
-    """Images in train/CLASS/ and test/CLASS/; the classes are the sorted folder names of train."""
+    """Images in train/CLASS/, test/CLASS/ and validation/CLASS/; the classes are the sorted folder names of train."""
     tree = Tree.open(str(config.path))
     train, test = _class_folders(tree, "train"), _class_folders(tree, "test")
     if not train:
         raise DataError(f"{tree.uri} has no images in train/CLASS/ (found: {tree.top}); put them there by class")
     class_names = tuple(sorted(train))
-    if unknown := sorted(set(test) - set(train)):
-        raise DataError(
-            f"{tree.uri}/test/{unknown[0]} is a class that train lacks (there: {', '.join(class_names[:10])});"
-            " add it there or remove it"
-        )
+    name, validation = _validation(tree, _class_folders)
+    for part, images in ((name, validation or {}), ("test", test)):
+        if unknown := sorted(set(images) - set(train)):
+            raise DataError(
+                f"{tree.uri}/{part}/{unknown[0]} is a class that train lacks (there: {', '.join(class_names[:10])});"
+                " add it there or remove it"
+            )
 
-    used = [path for paths in (*train.values(), *test.values()) for path in paths]
+    used = [path for images in (train, validation or {}, test) for paths in images.values() for path in paths]
+    suffixes = " ".join(image_suffixes())
+    say_passed_over(tree, used, f"images ({suffixes}) in train/CLASS/, validation/CLASS/ and test/CLASS/")
     digest = digest_of(tree.digests(used, data_folder / "digests"))
-    test_part = _folder_part(tree, class_names, test) if test else None
-    return _source(config, class_names, digest, _folder_part(tree, class_names, train), test_part)
+    parts = [_folder_part(tree, class_names, images) if images else None for images in (validation, test)]
+    return _source(config, class_names, digest, _folder_part(tree, class_names, train), *parts)
+
+
+def _validation(tree: Tree, find: Callable[[Tree, str], F]) -> tuple[str, F | None]:
+    """What the images for validation are called, and what find finds of them; None where there are none.
+
+    Raises DataError where there are some under two names.
+    """
+    found = {name: images for name in VALIDATION if (images := find(tree, name))}
+    if len(found) > 1:
+        raise DataError(f"{tree.uri} has validation images under several names ({', '.join(found)}); keep one of them")
+    return next(iter(found.items()), (VALIDATION[0], None))
 
 
 def _folder_part(tree: Tree, class_names: tuple[str, ...], images: dict[str, list[str]]) -> Part:
@@ -154,18 +184,25 @@ def _class_folders(tree: Tree, name: str) -> dict[str, list[str]]:
     """Class -> its images in the folder called name. Raises DataError where a class has none."""
     images: dict[str, list[str]] = {path.split("/")[1]: [] for path in tree.folders if path.startswith(f"{name}/")}
     for path in tree.files:
-        if path.startswith(f"{name}/") and path.count("/") > 1 and path.lower().endswith(IMAGE_SUFFIXES):
+        if path.startswith(f"{name}/") and path.count("/") > 1 and path.lower().endswith(image_suffixes()):
             images.setdefault(path.split("/")[1], []).append(path)
     for class_name, paths in sorted(images.items()):
         if not paths:
             raise DataError(
-                f"the class folder {tree.uri}/{name}/{class_name} holds no images ({' '.join(IMAGE_SUFFIXES)});"
-                " put some there or remove it"
+                f"the class folder {tree.uri}/{name}/{class_name} holds no images ({' '.join(image_suffixes())};"
+                f" found: {tree.first_below(f'{name}/{class_name}/')}); put some there or remove it"
             )
     return images
 
 
-def _source(config: DataConfig, class_names: tuple[str, ...], digest: str, train: Part, test: Part | None) -> Source:
+def _source(
+    config: DataConfig,
+    class_names: tuple[str, ...],
+    digest: str,
+    train: Part,
+    validation: Part | None,
+    test: Part | None,
+) -> Source:
     """The source; where test is None, training images are kept as such."""
     if test is None:
         train, test = held_out(train, class_names)
@@ -173,15 +210,19 @@ def _source(config: DataConfig, class_names: tuple[str, ...], digest: str, train
             "%s has no test part: kept %d of its images as one (fixed seed %d, by class), %d stay for training",
             config.path, len(test.labels_n), TEST_SEED, len(train.labels_n),
         )  # fmt: skip
-    found = test
-    return Source(class_names, digest, len(found.labels_n), train, lambda: found, image_px=config.image_px)
+    found, own = test, 0 if validation is None else len(validation.labels_n)
+    if validation is not None:
+        train = Part((*train.chunks, *validation.chunks))
+        logger.info("%s has %d images for validation: none is taken from training", config.path, own)
+    num_test, px = len(found.labels_n), config.image_px
+    return Source(class_names, digest, num_test, train, lambda: found, image_px=px, num_validation=own)
 
 
 # --- parquet ----------------------------------------------------------------------------------------------------------
 
 
 def parquet(config: DataConfig, data_folder: Path) -> Source:
-    """Rows with image{bytes, path} and label; class names from Hugging Face's metadata, else "0", "1", and so on."""
+    """Rows with image{bytes, path} and label; class names from Hugging Face's metadata, else the labels as text."""
     tree = Tree.open(str(config.path))
     train, test = _parquet_files(tree, "train"), _parquet_files(tree, "test")
     if not train:
@@ -189,12 +230,19 @@ def parquet(config: DataConfig, data_folder: Path) -> Source:
             f"{tree.uri} has no train.parquet or train-*.parquet, nor has its folder data/ (found: {tree.top});"
             " put it there, or check --data.path"
         )
-    named = _class_names(tree, train[0])
-    part = _parquet_part(tree, train, named)
-    class_names = named or tuple(str(label) for label in range(int(part.labels_n.max()) + 1))
-    test_part = _parquet_part(tree, test, class_names) if test else None
-    digest = digest_of(tree.digests([*train, *test], data_folder / "digests"))
-    return _source(config, class_names, digest, part, test_part)
+    validation = _validation(tree, _parquet_files)[1] or []
+    used = [*train, *validation, *test]
+    say_passed_over(tree, used, "train.parquet, train-*.parquet, validation and test likewise, here or in data/,")
+    columns = Columns(config.image_column, config.label_column)
+    files = [[read_labels(tree, path, columns) for path in paths] for paths in (train, validation, test)]
+    classes = classes_of(files[0])
+    part = _parquet_part(tree, files[0], classes, columns)
+    require_images_of_each(classes, part.labels_n)
+    others = [_parquet_part(tree, found, classes, columns) if found else None for found in files[1:]]
+    digests = tree.digests(used, data_folder / "digests")
+    usual = columns == Columns(label="label")
+    digest = digest_of(digests if usual else {"files": digests, "columns": columns})
+    return _source(config, classes.names, digest, part, *others)
 
 
 def _parquet_files(tree: Tree, name: str) -> list[str]:
@@ -202,73 +250,46 @@ def _parquet_files(tree: Tree, name: str) -> list[str]:
     return [path for path in tree.files if any(fnmatch(path, pattern) for pattern in patterns)]
 
 
-def _class_names(tree: Tree, path: str) -> tuple[str, ...]:
-    """The names in Hugging Face's metadata, () without any. Raises DataError where a column is missing."""
-    with tree.open_file(path) as file:
-        schema = pq.read_schema(file)
-    require_columns(f"{tree.uri}/{path}", schema, label=True)
-    try:
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
-        return tuple(str(name) for name in features["label"]["names"])
-    except (ValueError, KeyError, TypeError):
-        return ()  # not written by Hugging Face's library, or without names
-
-
-def require_columns(name: str, schema: pa.Schema, *, label: bool) -> None:
-    """Raises DataError where the file called name lacks the images, or with label their labels."""
-    columns = dict(zip(schema.names, schema.types, strict=True))
-    image = columns.get("image")
-    has_bytes = image is not None and pa.types.is_struct(image) and image.get_field_index("bytes") >= 0
-    if not has_bytes or (label and not pa.types.is_integer(columns.get("label", pa.null()))):
-        found = ", ".join(f"{column}: {kind}" for column, kind in columns.items())
-        needed = "columns image: struct<bytes, path> and label: int64" if label else "column image: struct<bytes, path>"
-        raise DataError(f"{name} needs the {needed} (found: {found})")
-
-
-def _parquet_part(tree: Tree, paths: list[str], class_names: tuple[str, ...]) -> Part:
+def _parquet_part(tree: Tree, files: list[LabelledFile], classes: Classes, columns: Columns) -> Part:
     """All rows, a chunk a row group. Raises DataError where a label is wrong, or there are no rows."""
     chunks: list[Chunk] = []
-    for path in paths:
-        with tree.open_file(path) as file:
-            parquet = pq.ParquetFile(file)
-            column = parquet.read(columns=["label"])["label"]
-            metadata = parquet.metadata
-        chunks += row_chunks(tree, path, metadata, _labels(f"{tree.uri}/{path}", column, class_names))
+    for file in files:
+        chunks += row_chunks(tree, file.path, file.metadata, labels_in(classes, file), columns)
     part = Part(tuple(chunks))
     if not part.chunks:
-        raise DataError(f"{tree.uri}: {', '.join(paths)} have no rows; put images there, or check --data.path")
+        paths = ", ".join(file.path for file in files)
+        raise DataError(f"{tree.uri}: {paths} have no rows; put images there, or check --data.path")
     return part
 
 
-def row_chunks(tree: Tree, path: str, metadata: pq.FileMetaData, labels_n: Int64Array) -> Iterator[Chunk]:
+def row_chunks(
+    tree: Tree, path: str, metadata: pq.FileMetaData, labels_n: Int64Array, columns: Columns
+) -> Iterator[Chunk]:
     """The rows of a Parquet file, a chunk a row group that has any."""
     start = 0
     for group in range(metadata.num_row_groups):
         end = start + metadata.row_group(group).num_rows
         if end > start:
-            yield Chunk.whole(partial(_row_items, tree.reader, path, group, start), labels_n[start:end])
+            yield Chunk.whole(partial(_row_items, tree.reader, path, columns.image, group, start), labels_n[start:end])
         start = end
 
 
-def _labels(name: str, column: pa.ChunkedArray, class_names: tuple[str, ...]) -> Int64Array:
-    """The labels in the column of the file called name. Raises DataError where one is missing or out of range."""
-    labels_n: Int64Array = column.fill_null(-1).to_numpy().astype(np.int64)
-    wrong = np.flatnonzero((labels_n < 0) | (labels_n >= (len(class_names) or np.inf)))
-    if len(wrong):
-        allowed = f"0 to {len(class_names) - 1}" if class_names else "0 or more"
-        raise DataError(
-            f"{name}, row {wrong[0]}: label {column[int(wrong[0])].as_py()} is out of range (allowed: {allowed}; rows"
-            f" concerned: {len(wrong)}); correct the labels, or the class names in the metadata"
-        )
-    return labels_n
-
-
-def _row_items(reader: Reader, path: str, group: int, first: int) -> Iterator[Item]:
+def _row_items(reader: Reader, path: str, column: str, group: int, first: int) -> Iterator[Item]:
     """The images of a row group, whose first row is number first of its file; they are never all in memory."""
     row = first
     with reader.open_file(path) as file:
         parquet = pq.ParquetFile(file, buffer_size=PARQUET_BYTES)
-        for batch in parquet.iter_batches(PARQUET_ROWS, row_groups=[group], columns=["image.bytes"]):
-            for data in batch.column(0).field("bytes").to_pylist():
-                yield Item(f"{reader.uri}/{path}", partial(bytes, data or b""), row)
+        for batch in parquet.iter_batches(
+            PARQUET_ROWS, row_groups=[group], columns=[f"{column}.bytes", f"{column}.path"]
+        ):
+            for image in batch.column(0).to_pylist():
+                image = image or {}
+                yield Item(f"{reader.uri}/{path}", partial(_row_bytes, image.get("bytes"), image.get("path")), row)
                 row += 1
+
+
+def _row_bytes(data: bytes | None, path: str | None) -> bytes:
+    """The image file in a row. Raises ImageError where the row has its path alone."""
+    if data is None and path is not None:
+        raise ImageError(f"the row has the path of its image ({path}) and not its bytes; write them into it")
+    return data or b""

@@ -85,9 +85,9 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def say(console: Console, text: str) -> None:
-    """Print a line as it is: not folded, numbers not coloured."""
-    console.print(text, highlight=False, soft_wrap=True)
+def say(console: Console, text: str | Text) -> None:
+    """Print a line as it is: not folded, numbers not coloured, and nothing in it read as rich's markup or emoji."""
+    console.print(Text(text) if isinstance(text, str) else text, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager

@@ -13,6 +13,7 @@ import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from rich.console import Console
+from rich.text import Text
 
 from rayapp.config.commands import TrainSettings
 from rayapp.config.env import Home, ray_address
@@ -185,7 +186,7 @@ def _open_run(settings: TrainSettings, home: Home, summary: dict[str, Any], tags
 
 
 def _describe(console: Console, run: Run, summary: dict[str, Any], device: str) -> None:
-    say(console, f"run [bold]{run.name}[/]  (MLflow {run.run_id})")
+    say(console, Text.assemble("run ", (run.name, "bold"), f"  (MLflow {run.run_id})"))
     say(
         console,
         f"{summary['dataset']}: {summary['train_images']:,} + {summary['validation_images']:,} images of"
@@ -295,6 +296,11 @@ def _say_result(console: Console, result: Trained) -> None:
     where = f"{version.uri} @challenger" if version else f"runs:/{result.run.run_id}/model"
     say(
         console,
-        f"validation accuracy [bold]{best.val_accuracy:.4f}[/] in epoch {best.epoch} of {len(result.epochs)},"
-        f" trained in {clock(result.training_seconds)}, {clock(result.seconds)} in all -> [bold]{where}[/]",
+        Text.assemble(
+            "validation accuracy ",
+            (f"{best.val_accuracy:.4f}", "bold"),
+            f" in epoch {best.epoch} of {len(result.epochs)}, trained in {clock(result.training_seconds)},"
+            f" {clock(result.seconds)} in all -> ",
+            (where, "bold"),
+        ),
     )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyarrow.fs import FileType
 from rich.console import Console
+from rich.text import Text
 
 from rayapp.config.env import Home, ray_address
 from rayapp.config.tune import TuneSettings
@@ -56,6 +57,7 @@ def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> 
         at_once = check_room(settings, resources_each(settings, device_of(settings.compute.device)))
         early = ["rayapp.tune.trainable"] if _fills_the_machine(settings, at_once) else []
     dataset = load(settings.data, home.data)
+    dataset.require_effect(settings.space)
     with ray_cluster(object_bytes=_num_bytes(dataset), workers_import=early, driver_imports=driver_imports(home)):
         device = device_of(settings.compute.device)
         resources = resources_each(settings, device)
@@ -64,7 +66,8 @@ def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> 
         sweep = earlier or _open(settings, home, name, dataset, device, rates)
         with sweep.locked():
             if sweep.stage == "searching":
-                say(console, f"sweep [bold]{sweep.name}[/]  (MLflow {sweep.run_id}), {at_once} at once on {device}")
+                conditions = f"  (MLflow {sweep.run_id}), {at_once} at once on {device}"
+                say(console, Text.assemble("sweep ", (sweep.name, "bold"), conditions))
                 _search(sweep, home, dataset, device, at_once, rates, console)
                 sweep = sweep.at("searched")
             winner = train_winner(sweep, home, console) if settings.then_train else None

@@ -99,7 +99,7 @@ def trial_table(rows: Sequence[TrialRow], settings: TuneSettings) -> Table:
         cells += [number_text(row.val_accuracy, "{:.4f}"), number_text(row.val_loss, "{:.3f}")]
         cells += [number_text(row.latency_ms, "{:.2f}")] * with_latency + [f"{row.seconds:.1f}"]
         cells += [number_text(row.cost_usd, "{:.4f}")] * with_cost
-        table.add_row(*cells, *(value_text(row.values.get(name, "")) for name in settings.space))
+        table.add_row(*cells, *(Text(value_text(row.values.get(name, ""))) for name in settings.space))
     return table
 
 
@@ -159,8 +159,9 @@ def plot_parallel(rows: Sequence[TrialRow], settings: TuneSettings, path: Path) 
         axes.axvline(x, color="black", linewidth=0.8)
         for height, label in scale.labels():
             axes.annotate(
-                label, (x, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center", bbox=LABEL_BOX
-            )
+                label, (x, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center", bbox=LABEL_BOX,
+                parse_math=False,
+            )  # fmt: skip
     axes.set_xticks(range(len(scales)), [*names, metric])
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 
 from rayapp.config.tune import TuneSettings
 from rayapp.registry.tracking import Tracker
@@ -77,15 +78,21 @@ def show(tuned: Tuned, console: Console) -> None:
     )
     if best:
         values = ", ".join(f"{name} {value}" for name, value in best.values.items())
-        say(console, f"best: trial {best.number}, validation accuracy [bold]{best.val_accuracy:.4f}[/] with {values}")
+        accuracy = (f"{best.val_accuracy:.4f}", "bold")
+        say(console, Text.assemble(f"best: trial {best.number}, validation accuracy ", accuracy, f" with {values}"))
     if settings.search.latency:
         say(console, "* beaten by no other in both accuracy and latency")
     if tuned.winner:
         w = tuned.winner
         say(
             console,
-            f"winner, {len(w['seeds'])} seeds: validation {w['val_accuracy_mean']:.4f} ± {w['val_accuracy_sd']:.4f};"
-            f" test accuracy of the best [bold]{w['test_accuracy']:.4f}[/] -> [bold]{w['model_uri']} @challenger[/]",
+            Text.assemble(
+                f"winner, {len(w['seeds'])} seeds: validation {w['val_accuracy_mean']:.4f}"
+                f" ± {w['val_accuracy_sd']:.4f}; test accuracy of the best ",
+                (f"{w['test_accuracy']:.4f}", "bold"),
+                " -> ",
+                (f"{w['model_uri']} @challenger", "bold"),
+            ),
         )
 
 

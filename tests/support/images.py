@@ -46,9 +46,9 @@ def write_parquet(path: Path, labels: list[Any], *, names: list[str] | None = No
     return path
 
 
-def open_folder(root: Path, home: Path, **settings: Any) -> Dataset:
+def open_folder(root: Path | str, home: Path, **settings: Any) -> Dataset:
     return load(DataConfig(dataset="folder", path=str(root), **settings), home)
 
 
-def open_parquet(root: Path, home: Path, **settings: Any) -> Dataset:
+def open_parquet(root: Path | str, home: Path, **settings: Any) -> Dataset:
     return load(DataConfig(dataset="parquet", path=str(root), **settings), home)

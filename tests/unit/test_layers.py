@@ -37,7 +37,7 @@ FLOORS = [
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Serving answers with a bundle alone: data sets and training stay away from it.
 SERVE_NEVER = {"data.datasets", "data.sources", "data.files", "data.cache", "data.chunks", "data.unlabelled"}
-SERVE_NEVER |= {"data.torchvision_sets"}
+SERVE_NEVER |= {"data.torchvision_sets", "data.labels"}
 SERVE_NEVER |= {f"vision.{name}" for name in ("augment", "loaders", "state", "loop", "plots", "evaluate")}
 # Who may import a library of the outer world; anyone may import the others.
 OWNERS = {

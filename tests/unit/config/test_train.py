@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -24,7 +25,8 @@ OPTIONS = {
         checkpoint.every_minutes checkpoint.every_steps checkpoint.keep checkpoint.notice_every_steps
         compute.compile compute.deterministic compute.device compute.max_failures compute.num_workers
         compute.resize_every_s compute.storage_path compute.threads_per_worker cost.usd_per_hour
-        data.dataset data.image_px data.memory_mb data.on_error data.path data.split_seed data.stream
+        data.dataset data.image_column data.image_px data.label_column data.memory_mb data.on_error data.path
+        data.split_seed data.stream
         data.validation_fraction
         dry_run model.freeze_backbone model.frozen_epochs model.init model.name model.pretrained name
         optim.accumulate_steps optim.batch_size optim.clip_norm optim.early_stop_patience optim.epochs
@@ -39,7 +41,8 @@ OPTIONS = {
         checkpoint.every_minutes checkpoint.every_steps checkpoint.keep checkpoint.notice_every_steps
         clean compute.compile compute.deterministic compute.device compute.max_failures compute.num_workers
         compute.resize_every_s compute.storage_path compute.threads_per_worker cost.usd_per_hour
-        data.dataset data.image_px data.memory_mb data.on_error data.path data.split_seed data.stream
+        data.dataset data.image_column data.image_px data.label_column data.memory_mb data.on_error data.path
+        data.split_seed data.stream
         data.validation_fraction
         model.freeze_backbone model.frozen_epochs model.init model.name model.pretrained name
         optim.accumulate_steps optim.batch_size optim.clip_norm optim.early_stop_patience optim.epochs
@@ -55,7 +58,8 @@ OPTIONS = {
     "rollback": "reason",
     "models": "json",
     "predict": "json model url",
-    "batch-predict": "batch_size compute.device compute.num_workers data.dataset data.path model output overwrite",
+    "batch-predict": "batch_size compute.device compute.num_workers data.dataset data.image_column data.path model"
+    " output overwrite",
     "serve": """
         app.access_log app.api_keys app.canary.alias app.canary.fraction app.canary.key_header
         app.device app.max_batch app.max_body_bytes app.max_image_pixels app.max_images app.max_queue
@@ -67,7 +71,7 @@ OPTIONS = {
     "demo": "dataset keep num_workers path port",
     "doctor": "json port",
 }
-SETTINGS = {name: VERBS[name].settings for name in OPTIONS}
+SETTINGS: dict[str, Any] = {name: VERBS[name].settings for name in OPTIONS}
 
 
 def train(*argv: str) -> TrainSettings:
@@ -210,6 +214,8 @@ def test_settings_cannot_be_changed():
         ("--data.validation_fraction 0.7", "data.validation_fraction is '0.7': it must be less than 0.5."),
         ("--data.dataset parquet", "data.dataset 'parquet' needs its folder: add --data.path FOLDER"),
         ("--data.path here", "data.path has no effect on data.dataset 'digits'"),
+        ("--data.image_column img", "data.image_column has no effect on data.dataset 'digits', which has no columns"),
+        ("--data.dataset parquet --data.path x --data.label_column image", "are both 'image'; name two columns"),
         ("--data.image_px 32", "data.image_px has no effect on data.dataset 'digits'"),
         (
             "--model.freeze_backbone",

@@ -68,6 +68,14 @@ def test_a_class_too_small_to_split_is_named(tmp_path: Path, home: Path):
         data.split(DataConfig())
 
 
+@pytest.mark.parametrize("counts", [{"train/cat": 9}, {"train/cat": 9, "test/cat": 2}])
+def test_one_class_alone_is_refused(tmp_path: Path, home: Path, counts: dict[str, int]):
+    data = open_folder(write_folder(tmp_path / "set", counts), home)
+
+    with pytest.raises(DataError, match="'cat' is the only class of the data set; a classifier needs 2 or more"):
+        data.split(DataConfig())
+
+
 def test_more_classes_than_validation_images_is_said(tmp_path: Path, home: Path):
     counts = {f"train/{name}": 2 for name in "abcd"}
     data = open_folder(write_folder(tmp_path / "set", counts | {"test/a": 1}), home)

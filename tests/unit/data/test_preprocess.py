@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 
 import numpy as np
@@ -230,3 +231,68 @@ def test_formats_that_run_programs_are_not_opened():
 def test_spec_refuses_what_it_does_not_know(wrong):
     with pytest.raises(ValidationError):
         PreprocessSpec(**{"height_px": 32, "width_px": 32, **wrong})
+
+
+# --- what a PNG says beside its pixels --------------------------------------------------------------------------------
+
+
+def chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def with_chunks(data: bytes, *chunks: bytes, last: bool = False) -> bytes:
+    """A PNG with more chunks, behind its header or before its end."""
+    at = len(data) - 12 if last else 8 + 25
+    return data[:at] + b"".join(chunks) + data[at:]
+
+
+LARGE = zlib.compress(b"x" * 1_500_000)
+BOMB = zlib.compress(bytes(64 * 2**20), 9)
+TEXTS = {
+    "zTXt": chunk(b"zTXt", b"comment\0\0" + LARGE),
+    "iTXt": chunk(b"iTXt", b"comment\0\1\0\0\0" + LARGE),
+    "iCCP": chunk(b"iCCP", b"profile\0\0" + LARGE),
+    "tEXt": chunk(b"tEXt", b"comment\0" + b"x" * 65 * 2**20),
+    "bomb": chunk(b"zTXt", b"comment\0\0" + BOMB),
+    "damaged": chunk(b"zTXt", b"comment\0\0" + LARGE[:50]),
+}
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["before-pixels", "behind-pixels"])
+@pytest.mark.parametrize("kind", sorted(TEXTS))
+def test_texts_of_any_size_are_not_read_and_harm_no_picture(kind: str, last: bool):
+    """A sound picture was refused for a comment that inflates to 1.5 MB."""
+    data = encoded(picture())
+
+    np.testing.assert_array_equal(SPEC.decode(with_chunks(data, TEXTS[kind], last=last)), SPEC.decode(data))
+
+
+def test_texts_are_never_inflated():
+    """What a comment would become is never in memory, however large it is."""
+    data = with_chunks(encoded(picture()), *[TEXTS["bomb"]] * 20)
+    tracemalloc.start()
+    SPEC.decode(data)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 4 * len(data)
+
+
+def test_what_pixels_need_stays_in_a_png_with_texts():
+    transparent = picture().convert("P")
+    data = encoded(transparent, transparency=3, exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")
+    kept = open_image(with_chunks(data, TEXTS["zTXt"], chunk(b"gAMA", struct.pack(">I", 45455))))
+
+    assert (kept.mode, kept.info["transparency"], kept.info["gamma"]) == ("P", 3, 0.45455)
+    assert "comment" not in kept.info
+
+
+def test_bombs_of_pixels_stay_refused_beside_texts():
+    with pytest.raises(ImageError, match="more than the limit of 100000000"):
+        SPEC.decode(with_chunks(png_header(30_000, 30_000), TEXTS["zTXt"]))
+
+
+@pytest.mark.parametrize("kept", [40, 60, -60], ids=["at-the-text", "in-the-text", "in-the-pixels"])
+def test_a_png_with_texts_that_is_cut_short_is_refused(kept: int):
+    with pytest.raises(ImageError, match="cannot be decoded"):
+        SPEC.decode(with_chunks(encoded(picture()), TEXTS["zTXt"])[:kept])

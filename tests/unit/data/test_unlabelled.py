@@ -52,6 +52,15 @@ def test_every_image_below_a_folder_is_one(tmp_path: Path) -> None:
     assert len(images.part.labels_n) == 43
 
 
+def test_what_is_passed_over_is_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """batch-predict left files out without a word."""
+    caplog.set_level("INFO")
+    root = files(tmp_path / "set", "a.jfif", "b/c.jpe", "b/d.heic", "e", ".DS_Store")
+
+    assert names(found(root)) == ["a.jfif", "b/c.jpe"]
+    assert f"{root}: 2 of 4 files are passed over (1 .heic, 1 without suffix): b/d.heic, e; only images" in caplog.text
+
+
 def test_every_row_of_every_parquet_file_is_one(tmp_path: Path) -> None:
     rows(tmp_path / "set" / "test.parquet", [png(number) for number in range(5)])
     rows(tmp_path / "set" / "more" / "x.parquet", [png(7), None], label=["cat", "dog"])
@@ -86,6 +95,27 @@ def test_images_and_parquet_files_in_one_folder_have_to_be_told_apart(tmp_path: 
         found(root)
     assert names(found(root, dataset="folder")) == ["a.png", "b.png"]
     assert names(found(root, dataset="parquet")) == ["c.parquet, row 0"]
+
+
+def test_a_column_of_another_name_is_named_in_the_settings(tmp_path: Path) -> None:
+    rows(tmp_path / "set" / "a.parquet", [png(1), png(2)])
+    table = pq.read_table(tmp_path / "set" / "a.parquet").rename_columns(["img"])
+    pq.write_table(table, tmp_path / "set" / "a.parquet")
+
+    assert [item.read() for item in found(tmp_path / "set", image_column="img").part.items()] == [png(1), png(2)]
+    with pytest.raises(DataError, match=r"a\.parquet needs the column image: .*; say --data\.image_column img$"):
+        found(tmp_path / "set")
+    with pytest.raises(DataError, match=r"data\.image_column has no effect on the image files"):
+        found(files(tmp_path / "other", "a.png"), image_column="img")
+
+
+def test_files_with_paths_alone_are_said(tmp_path: Path) -> None:
+    image = pa.array([{"bytes": None, "path": "a.png"}], pa.struct({"bytes": "binary", "path": "string"}))
+    (tmp_path / "set").mkdir()
+    pq.write_table(pa.table({"image": image}), tmp_path / "set" / "a.parquet")
+
+    with pytest.raises(DataError, match=r"a\.parquet holds no bytes of its images, only paths at most"):
+        found(tmp_path / "set")
 
 
 def test_what_holds_no_images_is_named(tmp_path: Path) -> None:
