@@ -6,6 +6,8 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from threading import Thread
 from typing import Any
@@ -40,10 +42,10 @@ def ray_cluster(
     options: dict[str, Any] = {"log_to_driver": show_worker_logs, "logging_level": logging.WARNING}
     # that tokens are on is as it should be, and nothing to warn of
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    if ray_address():
-        ray.init(**options)
-    else:
+    if not ray_address():
         options |= {
+            "address": "local",
+            "include_dashboard": False,
             "num_cpus": (os.cpu_count() or 1) + spare_cpus,
             "object_store_memory": OBJECT_STORE_BYTES + object_bytes,
         }
@@ -55,12 +57,34 @@ def ray_cluster(
                 "idle_worker_killing_time_threshold_ms": KEEP_IDLE_MS,
             }
             options["_system_config"] |= early
-        with _private_files(), _imported_meanwhile(driver_imports):
-            ray.init("local", include_dashboard=False, **options)
     try:
+        with _own_sigterm(), _private_files(), _imported_meanwhile(driver_imports):
+            ray.init(**options)
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """The handler of SIGTERM stands again after the with block, and ends what is in it.
+
+    ray.init sets two: a Python one that leaves with SystemExit, and a C++ one that prints a stack and aborts the
+    process 3 seconds later, whatever Python does. Setting ours anew takes both away.
+    """
+    ours, stopped = signal.getsignal(signal.SIGTERM), False
+    try:
+        yield
+    except SystemExit as left:
+        stopped = left.code == signal.SIGTERM
+        if not stopped:
+            raise
+        signal.alarm(0)  # the one that would abort
+    finally:
+        if threading.current_thread() is threading.main_thread():  # no other sets handlers, nor does Ray there
+            signal.signal(signal.SIGTERM, ours)
+    if stopped:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

@@ -70,3 +70,26 @@ def test_help_is_there_in_the_first_second() -> None:
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
     assert "--optim.label_smoothing" in out
+
+
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_verb_without_ray_ends_with_the_code_of_its_signal_and_closes_once(name: str, code: int) -> None:
+    """`timeout` and supervisors send SIGTERM a second time, which must not cut off what closes the runs."""
+    verb = f"""
+import signal, sys, time, types
+from rayapp import cli
+from rayapp.settings import ModelsSettings
+def stopped(settings, home):
+    try:
+        signal.raise_signal(signal.{name})
+    finally:
+        signal.raise_signal(signal.SIGTERM) if {name!r} == "SIGTERM" else None
+        print("closed")
+sys.modules["stopping"] = types.SimpleNamespace(stopped=stopped)
+cli.VERBS["stopped"] = cli.Verb(ModelsSettings, "stopping:stopped")
+sys.exit(cli.main(["stopped"]))
+"""
+    done = subprocess.run([sys.executable, "-c", verb], capture_output=True, text=True, check=False)
+    assert done.returncode == code, done.stderr
+    assert done.stdout == "closed\n"
+    assert done.stderr == f"rayapp stopped was stopped by {'SIGTERM' if code == 143 else 'Ctrl-C'}\n"
