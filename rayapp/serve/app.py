@@ -43,10 +43,12 @@ from rayapp.serve.proxy import controller_env, private_haproxy, replica_env
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, Serving
 from rayapp.settings import ServeSettings
+from rayapp.short_paths import short_enough
 from rayapp.vision.predictor import resolve_device
 
 APPLICATION = "rayapp-serve"  # not the name in serve_configs/: on a shared cluster that one must not be replaced
 log = logging.getLogger(__name__)
+LONGEST_SOCKET = len("rayapp-12345678/metrics.sock.4194304.tmp")  # of HAProxy, which binds it under the longer name
 SERVES_GRACE_S = 15.0  # Serve's own limit on a request is this much longer than ours, which has the contract's shape
 
 
@@ -142,7 +144,8 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises RegistryError, BundleError or ConfigError before Serve starts."""
     args = _with_absolute_paths(settings.app.model_copy(update={"model": settings.model}))
     check(args, home, host=settings.host, port=settings.port)
-    with tempfile.TemporaryDirectory(prefix="rayapp-") as folder, ray_cluster(show_worker_logs=True):
+    place = short_enough(Path(tempfile.gettempdir()), LONGEST_SOCKET)
+    with tempfile.TemporaryDirectory(prefix="rayapp-", dir=place) as folder, ray_cluster(show_worker_logs=True):
         # Ray's own handler prints a stack trace first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

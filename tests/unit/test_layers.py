@@ -24,6 +24,7 @@ FLOORS = [
     {"vision"},
     {"settings"},
     {"registry"},
+    {"ray_address", "short_paths"},
     {"cluster"},
     {"compute", "serve"},
     {"doctor", "predict"},
