@@ -1,4 +1,7 @@
-"""Registered models: register, download, move aliases, tell what may be told."""
+"""Registered models: register, download, move aliases, tell what may be told.
+
+Bundles bring torch, which takes seconds to import, so they are imported where one is opened: a table needs none.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from rayapp.config import REGISTERED_MODEL
 from rayapp.errors import BundleError, RegistryError
-from rayapp.registry.flavour import FILES, write_model
 from rayapp.registry.names import (
     CHALLENGER,
     CHAMPION,
@@ -30,10 +32,11 @@ from rayapp.registry.names import (
     version_of,
 )
 from rayapp.registry.tracking import connected
-from rayapp.vision.bundle import Bundle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+
+    from rayapp.vision.bundle import Bundle
 
 __all__ = ["ModelVersion", "Registry"]
 
@@ -112,6 +115,9 @@ class Registry:
         Raises BundleError where folder holds no sound bundle.
         """
         from mlflow.entities import LoggedModelOutput
+
+        from rayapp.registry.flavour import write_model
+        from rayapp.vision.bundle import Bundle
 
         bundle = Bundle.open(folder)
         with connected(self._uri) as client, tempfile.TemporaryDirectory() as temporary:
@@ -192,6 +198,8 @@ class Registry:
         """Download the files of a bundle one by one: for a whole folder MLflow draws a progress bar."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        from rayapp.registry.flavour import FILES
+
         with connected(self._uri) as client:
             location = version.source
             if version.version is not None:  # source may be one more models:/ URI where another tool registered it
@@ -271,6 +279,8 @@ def _create_model(client: MlflowClient, name: str) -> None:
 
 
 def _open(version: ModelVersion, folder: Path) -> Bundle:
+    from rayapp.vision.bundle import Bundle
+
     try:
         bundle = Bundle.open(folder)
     except BundleError as error:

@@ -93,3 +93,16 @@ sys.exit(cli.main(["stopped"]))
     assert done.returncode == code, done.stderr
     assert done.stdout == "closed\n"
     assert done.stderr == f"rayapp stopped was stopped by {'SIGTERM' if code == 143 else 'Ctrl-C'}\n"
+
+
+def test_a_table_of_models_imports_what_a_table_needs() -> None:
+    """torch and torchvision made `rayapp models` take 10 seconds, for a database query."""
+    heavy = ("torch", "torchvision", "ray", "sklearn", "onnxruntime", "matplotlib")
+    code = f"""
+import sys
+from rayapp.cli import main
+assert [main([verb]) for verb in ("models", "promote", "rollback")] == [0, 1, 1]
+print([name for name in {heavy} if name in sys.modules])
+"""
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
