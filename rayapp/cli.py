@@ -64,7 +64,11 @@ VERBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The exit code of `rayapp VERB ...`: 0 done, 1 failed, 2 bad settings, 3 refused by the gate, 130 interrupted."""
+    """The exit code of `rayapp VERB ...`.
+
+    0 done, 1 failed, 2 bad settings, 3 refused by the gate, 130 stopped by Ctrl-C, 143 stopped by SIGTERM (128 and the
+    signal's number, as shells count). However it was stopped, runs are closed as KILLED.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     if not words or words[0] in ("-h", "--help"):
         print(_usage())
@@ -80,7 +84,7 @@ def run(verb: str, argv: Sequence[str], *, prog: str) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("alembic", "mlflow", "ray", "httpx", "filelock", "botocore"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _interrupt)  # a stopped job ends as Ctrl-C does: the run is closed as KILLED
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         if verb not in VERBS:
             raise ConfigError(f"unknown verb '{verb}'.{did_you_mean(verb, VERBS)}")
@@ -89,16 +93,20 @@ def run(verb: str, argv: Sequence[str], *, prog: str) -> int:
     except RayAppError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        return 130
+    except KeyboardInterrupt as stop:
+        by = signal.SIGTERM if signal.SIGTERM in stop.args else signal.SIGINT
+        print(f"{prog} was stopped by {'SIGTERM' if by == signal.SIGTERM else 'Ctrl-C'}", file=sys.stderr)
+        return 128 + by
     if result is not None:
         print(json.dumps(result), flush=True)
         return int(result.get("exit_code", 0))
     return 0
 
 
-def _interrupt(signum: int, _frame: object) -> NoReturn:
-    raise KeyboardInterrupt(signal.Signals(signum).name)
+def _terminate(signum: int, _frame: object) -> NoReturn:
+    """End as Ctrl-C does, once: `timeout` and some supervisors send a second one, which must not cut off the end."""
+    signal.signal(signum, lambda *_: None)
+    raise KeyboardInterrupt(signal.Signals(signum))
 
 
 def _usage() -> str:

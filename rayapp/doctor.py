@@ -24,7 +24,8 @@ from urllib.parse import urlsplit, urlunsplit
 import rayapp
 from rayapp.config.commands import DoctorSettings
 from rayapp.config.env import Home, ray_address
-from rayapp.errors import RayAppError
+from rayapp.errors import ConfigError, RayAppError
+from rayapp.runtime.address import check_address
 
 Status = Literal["ok", "warn", "fail"]
 GB = 1e9
@@ -244,12 +245,13 @@ def _ray(address: str | None) -> Check:
         return Check("ray", "fail", f"ray cannot be imported: {error}", INSTALL)
     if address in (None, "local"):
         return Check("ray", "ok", f"{version}; started in the process when it is needed")
+    try:
+        check_address(str(address))
+    except ConfigError as error:
+        found, _, advice = str(error).partition("; ")
+        return Check("ray", "fail", f"{version}; {found}", advice)
     if address == "auto":
-        return Check("ray", "ok", f"{version}; RAY_ADDRESS=auto: the cluster that runs on this machine, not asked")
-    fault = _no_answer(str(address), "/api/version", default_port=6379)
-    if fault:
-        advice = "start that cluster (ray start --head) or unset RAY_ADDRESS"
-        return Check("ray", "fail", f"{version}; RAY_ADDRESS={address}: {fault}", advice)
+        return Check("ray", "ok", f"{version}; RAY_ADDRESS=auto: the cluster that runs on this machine")
     return Check("ray", "ok", f"{version}; {address} answers")
 
 
@@ -266,7 +268,7 @@ def _mlflow(tracking_uri: str) -> Check:
         return Check("mlflow", "fail", f"{shown}: {folder} cannot be written", "set RAYAPP_HOME or MLFLOW_TRACKING_URI")
     if scheme not in ("http", "https"):
         return Check("mlflow", "warn", f"{shown}: not asked", "a server (http://) or sqlite:/// is checked here")
-    fault = _no_answer(tracking_uri, "/health")
+    fault = _no_http_answer(tracking_uri.rstrip("/") + "/health")
     if fault:
         advice = "start the server (mlflow server), or unset MLFLOW_TRACKING_URI to use sqlite in RAYAPP_HOME"
         return Check("mlflow", "fail", f"{shown}: {fault}", advice)
@@ -278,19 +280,6 @@ def _data(home: Home) -> Check:
     found = ", ".join(["digits (always there)", *there])
     advice = "" if there else "cifar10, cifar100 and fashion_mnist are downloaded at first use"
     return Check("data", "ok", found, advice)
-
-
-def _no_answer(address: str, path: str, *, default_port: int = 80) -> str:
-    """Why nothing answers at an address (http://..., ray://host:port or host:port); empty where something does."""
-    if address.startswith(("http://", "https://")):
-        return _no_http_answer(address.rstrip("/") + path)
-    try:
-        target = urlsplit(address if "://" in address else f"//{address}")
-        place = (target.hostname or "", target.port or default_port)
-        socket.create_connection(place, timeout=ANSWER_TIMEOUT_S).close()
-    except (OSError, ValueError) as error:  # ValueError: a port that is no number
-        return f"no answer ({error})"
-    return ""
 
 
 def _no_http_answer(url: str) -> str:

@@ -76,7 +76,11 @@ def batch_predict(settings: BatchPredictSettings, home: Home, console: Console |
             num_images=len(images.part.labels_n),
             batch_size=settings.batch_size,
         )
-        result = _Run(pipeline, images, bundle, version, output).predict(console, started)
+        try:
+            result = _Run(pipeline, images, bundle, version, output).predict(console, started)
+        except KeyboardInterrupt:
+            say(console, "stopped; what is predicted is kept, the same command goes on from there")
+            raise
     say(
         console,
         f"{result.images:,} images ({result.failed:,} failed, {result.resumed:,} from an earlier run) predicted with"

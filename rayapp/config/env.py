@@ -1,4 +1,5 @@
-"""The one reader of the environment: RAYAPP_HOME, MLFLOW_TRACKING_URI, RAY_ADDRESS, RAYAPP_API_KEY, RAYAPP_GIT_SHA.
+"""The one reader of the environment: RAYAPP_HOME, MLFLOW_TRACKING_URI, RAYAPP_API_KEY, RAYAPP_GIT_SHA, RAY_ADDRESS and
+where else Ray's own rules have to be known.
 
 AWS_* and the like are read by the libraries that own them.
 """
@@ -6,6 +7,7 @@ AWS_* and the like are read by the libraries that own them.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Self
 
@@ -61,7 +63,19 @@ class Home(Section):
 
 def ray_address() -> str | None:
     """The cluster that RAY_ADDRESS names (Ray reads it itself); None where Ray is to be started in this process."""
-    return os.environ.get("RAY_ADDRESS") or None
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    return None if address == "local" else address
+
+
+def ray_uses_tls() -> bool:
+    """Whether Ray's own connections are encrypted: RAY_USE_TLS, as Ray reads it."""
+    return os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true")
+
+
+def ray_folder() -> Path:
+    """Where Ray keeps its sessions and their sockets unless it is told otherwise, by Ray's own rule."""
+    temporary = os.environ.get("TMPDIR", "/tmp") if sys.platform == "linux" else "/tmp"  # noqa: S108 - Ray's default
+    return Path(os.environ.get("RAY_TMPDIR", temporary)) / "ray"
 
 
 def built_git_sha() -> str | None:

@@ -1,4 +1,7 @@
-"""Registered models: register, download, move aliases, tell what may be told."""
+"""Registered models: register, download, move aliases, tell what may be told.
+
+Bundles bring torch, which takes seconds to import, so they are imported where one is opened: a table needs none.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,6 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +32,11 @@ from rayapp.registry.uris import (
     search,
     version_of,
 )
-from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
+
+    from rayapp.vision.bundle import Bundle
 
 __all__ = ["ModelVersion", "Registry"]
 
@@ -113,6 +115,9 @@ class Registry:
         Raises BundleError where folder holds no sound bundle.
         """
         from mlflow.entities import LoggedModelOutput
+
+        from rayapp.registry.mlflow_model import write_model
+        from rayapp.vision.bundle import Bundle
 
         bundle = Bundle.open(folder)
         with connected(self._uri) as client, tempfile.TemporaryDirectory() as temporary:
@@ -193,6 +198,8 @@ class Registry:
         """Download the files of a bundle one by one: for a whole folder MLflow draws a progress bar."""
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+        from rayapp.registry.mlflow_model import FILES
+
         with connected(self._uri) as client:
             location = version.source
             if version.version is not None:  # source may be one more models:/ URI where another tool registered it
@@ -272,6 +279,8 @@ def _create_model(client: MlflowClient, name: str) -> None:
 
 
 def _open(version: ModelVersion, folder: Path) -> Bundle:
+    from rayapp.vision.bundle import Bundle
+
     try:
         bundle = Bundle.open(folder)
     except BundleError as error:
@@ -289,38 +298,3 @@ def _cache_key(source: str) -> str:
     """The id of the logged model that source names, or a digest of it where it names none."""
     found = re.search(r"\bm-[0-9a-f]{32}\b", source)
     return found.group() if found else hashlib.sha256(source.encode()).hexdigest()[:32]
-
-
-FILES = (MANIFEST, WEIGHTS, GRAPH)
-
-
-def write_model(bundle: Bundle, model: LoggedModel, folder: Path) -> None:
-    """Write bundle to folder as an MLflow model of the onnx flavour, with nothing of MLflow's global state.
-
-    mlflow.onnx.log_model would take the tracking URI from there.
-    """
-    import mlflow.onnx
-    import numpy as np
-    import onnx
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import Schema, TensorSpec
-
-    spec = bundle.manifest.preprocess
-    images = TensorSpec(np.dtype("uint8"), (-1, spec.height_px, spec.width_px, 3), "images")
-    logits = TensorSpec(np.dtype("float32"), (-1, len(bundle.manifest.class_names)), "logits")
-    mlflow.onnx.save_model(
-        onnx.load(bundle.folder / GRAPH),
-        str(folder),
-        mlflow_model=Model(
-            artifact_path=model.artifact_location,
-            run_id=model.source_run_id,
-            model_uuid=model.model_id,
-            model_id=model.model_id,
-        ),
-        signature=ModelSignature(Schema([images]), Schema([logits])),
-        # given, because finding them out would start a process for seconds
-        pip_requirements=[f"{name}=={version(name)}" for name in ("mlflow", "onnx", "onnxruntime")],
-        save_as_external_data=False,
-    )
-    for name in FILES:  # the graph too: its digest is of our bytes, not of a second serialisation
-        shutil.copyfile(bundle.folder / name, folder / name)

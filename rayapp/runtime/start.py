@@ -6,16 +6,23 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
+import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from threading import Thread
 from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 
-from rayapp.config.env import ray_address
+from rayapp.config.env import ray_address, ray_folder
+from rayapp.errors import ConfigError, RayAppError
+from rayapp.runtime.address import FORMS, check_address
+from rayapp.runtime.short_paths import short_enough
 
 KEEP_IDLE_MS = 30_000  # processes that wait for their first work; Ray's own second is over before there can be any
+LONGEST_SOCKET = len("session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
 OBJECT_STORE_BYTES = 256 * 2**20  # images stay in the workers; only small things pass through the store
 
 T = TypeVar("T")
@@ -35,7 +42,7 @@ def ray_cluster(
     spare_cpus are logical CPUs beyond the machine's own, for things that wait more than they compute. object_bytes
     is room in the store for what is shared by many. Modules that take seconds to import are imported while Ray starts,
     or while there is no work yet: workers_import by the workers of a cluster that is started here, driver_imports by
-    this process.
+    this process. Raises ConfigError, within 10 s, where no cluster answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield
@@ -43,27 +50,81 @@ def ray_cluster(
     options: dict[str, Any] = {"log_to_driver": show_worker_logs, "logging_level": logging.WARNING}
     # that tokens are on is as it should be, and nothing to warn of
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    if ray_address():
-        ray.init(**options)
+    address = ray_address()
+    if address:
+        check_address(address)
     else:
-        options |= {
-            "num_cpus": (os.cpu_count() or 1) + spare_cpus,
-            "object_store_memory": OBJECT_STORE_BYTES + object_bytes,
-        }
+        options |= _own_cluster(spare_cpus, object_bytes, workers_import)
+    with _folder_for_sockets() as folder:
+        if folder and not address:  # a cluster that is there has its own
+            options["_temp_dir"] = folder
+        try:
+            with _own_sigterm(), _private_files(), _imported_meanwhile(driver_imports):
+                _init(address, options)
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _own_cluster(spare_cpus: int, object_bytes: int, workers_import: Sequence[str]) -> dict[str, Any]:
+    options: dict[str, Any] = {
+        "address": "local",
+        "include_dashboard": False,
+        "num_cpus": (os.cpu_count() or 1) + spare_cpus,
+        "object_store_memory": OBJECT_STORE_BYTES + object_bytes,
         # by default Ray's workers give way (niceness 15) to whatever else runs here, Ray's own processes among it
-        options["_system_config"] = {"worker_niceness": 0}
-        if workers_import:
-            early = {
-                "preload_python_modules": list(workers_import),
-                "idle_worker_killing_time_threshold_ms": KEEP_IDLE_MS,
-            }
-            options["_system_config"] |= early
-        with _private_files(), _imported_meanwhile(driver_imports):
-            ray.init("local", include_dashboard=False, **options)
+        "_system_config": {"worker_niceness": 0},
+    }
+    if workers_import:
+        options["_system_config"] |= {
+            "preload_python_modules": list(workers_import),
+            "idle_worker_killing_time_threshold_ms": KEEP_IDLE_MS,
+        }
+    return options
+
+
+@contextlib.contextmanager
+def _folder_for_sockets() -> Iterator[str | None]:
+    """A folder for Ray, gone after the with block, where TMPDIR is too long for the paths of its sockets; else None."""
+    usual = ray_folder()
+    place = short_enough(usual, LONGEST_SOCKET)
+    if place == usual:
+        yield None
+        return
+    with tempfile.TemporaryDirectory(prefix="rayapp-", dir=place, ignore_cleanup_errors=True) as folder:
+        yield folder
+
+
+def _init(address: str | None, options: Mapping[str, Any]) -> None:
+    try:
+        ray.init(**options)
+    except (RayError, RuntimeError, ValueError, OSError, ImportError) as error:
+        reason = " ".join(str(error).split())[:400]
+        if address:
+            raise ConfigError(f"Ray cannot join RAY_ADDRESS={address}: {reason}; set it to {FORMS}") from error
+        raise RayAppError(f"Ray cannot be started: {reason}; `rayapp doctor` looks at this machine") from error
+
+
+@contextlib.contextmanager
+def _own_sigterm() -> Iterator[None]:
+    """The handler of SIGTERM stands again after the with block, and ends what is in it.
+
+    ray.init sets two: a Python one that leaves with SystemExit, and a C++ one that prints a stack and aborts the
+    process 3 seconds later, whatever Python does. Setting ours anew takes both away.
+    """
+    ours, stopped = signal.getsignal(signal.SIGTERM), False
     try:
         yield
+    except SystemExit as left:
+        stopped = left.code == signal.SIGTERM
+        if not stopped:
+            raise
+        signal.alarm(0)  # the one that would abort
     finally:
-        ray.shutdown()
+        if threading.current_thread() is threading.main_thread():  # no other sets handlers, nor does Ray there
+            signal.signal(signal.SIGTERM, ours)
+    if stopped:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @contextlib.contextmanager

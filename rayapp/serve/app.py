@@ -31,6 +31,7 @@ from rayapp.config.serve import ServeArgs
 from rayapp.errors import BundleError, ConfigError, RayAppError, RegistryUnavailable
 from rayapp.registry.models import Registry
 from rayapp.registry.uris import ModelVersion
+from rayapp.runtime.short_paths import short_enough
 from rayapp.runtime.start import ray_cluster
 from rayapp.serve import request_log
 from rayapp.serve.asgi import build_app
@@ -46,6 +47,7 @@ from rayapp.vision.predictor import resolve_device
 
 APPLICATION = "rayapp-serve"  # not the name in serve_configs/: on a shared cluster that one must not be replaced
 log = logging.getLogger(__name__)
+LONGEST_SOCKET = len("rayapp-12345678/metrics.sock.4194304.tmp")  # of HAProxy, which binds it under the longer name
 SERVES_GRACE_S = 15.0  # Serve's own limit on a request is this much longer than ours, which has the contract's shape
 
 
@@ -141,7 +143,8 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
     """Serve until Ctrl-C or SIGTERM. Raises RegistryError, BundleError or ConfigError before Serve starts."""
     args = _with_absolute_paths(settings.app.model_copy(update={"model": settings.model}))
     check(args, home, host=settings.host, port=settings.port)
-    with tempfile.TemporaryDirectory(prefix="rayapp-") as folder, ray_cluster(show_worker_logs=True):
+    place = short_enough(Path(tempfile.gettempdir()), LONGEST_SOCKET)
+    with tempfile.TemporaryDirectory(prefix="rayapp-", dir=place) as folder, ray_cluster(show_worker_logs=True):
         # Ray's own handler prints a stack trace first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:

@@ -1,0 +1,107 @@
+"""SIGTERM to the driver, as Kubernetes, systemd, supervisors and `timeout` send it, ends a verb as Ctrl-C does.
+
+ray.init arms a handler of its own that aborts the process 3 seconds after SIGTERM; with it runs stayed open for ever.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from mlflow import MlflowClient
+
+from rayapp.registry.models import Registry
+from rayapp.registry.tracking import Tracker
+from tests.contract.tiny import encoded, picture, write_tiny_bundle
+
+pytestmark = pytest.mark.timeout(1500)
+
+
+class Driver:
+    """A verb in a process and a process group of its own."""
+
+    def __init__(self, home: Path, *words: str) -> None:
+        self.home, self.said = home, home.parent / "said"
+        with self.said.open("w") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "rayapp.cli", *words],
+                env=os.environ | {"RAYAPP_HOME": str(home)},
+                stdout=file,
+                stderr=file,
+                start_new_session=True,
+            )
+
+    def wait_until(self, happened: Callable[[], object]) -> None:
+        while not happened():
+            assert self.process.poll() is None, self.said.read_text()
+            time.sleep(0.05)
+
+    def ended_by_sigterm(self, *, whole_group: bool = False) -> str:
+        """What it said, after SIGTERM to it, or as `timeout` does to it and then to its group with Ray's processes."""
+        self.process.send_signal(signal.SIGTERM)
+        if whole_group:
+            os.killpg(self.process.pid, signal.SIGTERM)
+        code = self.process.wait(timeout=300)
+        said = self.said.read_text()
+        assert code == 143, said
+        assert "was stopped by SIGTERM" in said
+        assert "Traceback" not in said
+        assert "*** SIG" not in said  # what Ray's handler prints
+        return said
+
+    def statuses(self) -> Counter[tuple[str, str]]:
+        """(kind, status) of all runs."""
+        client = MlflowClient(f"sqlite:///{self.home / 'mlflow.db'}")
+        runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
+        return Counter((run.data.tags.get("kind", "trial"), run.info.status) for run in runs)
+
+
+def test_train_under_timeout_closes_its_run_as_killed(home: Path) -> None:
+    driver = Driver(home, "train", "--optim.epochs", "30")
+    driver.wait_until(lambda: list(home.glob("runs/*/checkpoint_*/digest.json")))
+    said = driver.ended_by_sigterm(whole_group=True)
+    assert "go on with: rayapp train --resume digits-mobilenet_v3_small-" in said
+    assert driver.statuses() == {("trial", "KILLED"): 1}
+
+
+def test_tune_closes_the_runs_of_its_sweep_and_its_trials_as_killed(home: Path) -> None:
+    driver = Driver(home, "tune", "--budget.trials", "4", "--optim.epochs", "30", "--name", "stopped")
+
+    def a_trial_has_an_epoch() -> bool:
+        rows = home / "sweeps" / "stopped" / "trials.json"
+        return rows.exists() and any(row["epoch"] for row in json.loads(rows.read_text())["trials"])
+
+    driver.wait_until(a_trial_has_an_epoch)
+    assert "go on with: rayapp tune --resume stopped" in driver.ended_by_sigterm()
+    assert {status for _, status in driver.statuses()} == {"KILLED"}
+    assert driver.statuses()["sweep", "KILLED"] == 1
+
+
+def test_batch_predict_keeps_what_it_has_and_says_how_to_go_on(home: Path, tmp_path: Path) -> None:
+    uri = f"sqlite:///{home / 'mlflow.db'}"
+    run, registry = Tracker(uri, home / "artifacts").open_run("rayapp", "tiny", {}, {}), Registry(uri)
+    registry.register(run, registry.log_bundle(run, write_tiny_bundle(tmp_path / "tiny").folder), alias="champion")
+    (tmp_path / "set").mkdir()
+    content = encoded(picture(0, height=256, width=256, mode="RGB"), "PNG")
+    for at in range(5000):  # more than are predicted before the signal arrives
+        (tmp_path / "set" / f"{at}.png").write_bytes(content)
+    driver = Driver(home, "batch-predict", "--data.path", str(tmp_path / "set"), "--output", str(tmp_path / "out"))
+    driver.wait_until(lambda: "predicting 5,000 images" in driver.said.read_text())
+    assert "stopped; what is predicted is kept, the same command goes on from there" in driver.ended_by_sigterm()
+    assert not (tmp_path / "out" / "_SUCCESS").exists()
+
+
+def test_while_ray_starts_it_ends_in_the_same_way(home: Path) -> None:
+    driver = Driver(home, "train", "--optim.epochs", "30")
+    driver.wait_until(lambda: any("gcs_server" in p.name() for p in psutil.Process(driver.process.pid).children()))
+    driver.ended_by_sigterm()
+    assert not (home / "runs").exists()
