@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.cifar10 import IMAGE_PX, MEAN, NUM_CLASSES, STD, read_images, split
+from benchmarks.paths import path
 from benchmarks.recipes import Recipe
 from rayapp.errors import ConfigError, RayAppError
 from rayapp.vision.augment import Augment
@@ -256,7 +257,7 @@ def _recipe(options: argparse.Namespace) -> Recipe:
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench-accuracy", description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of CIFAR-10 as train.parquet and test.parquet")
+    add("--data", type=path, required=True, help="folder of CIFAR-10 as train.parquet and test.parquet")
     add("--config", type=Path, metavar="FILE.yaml", help="recipe to start from: one of jobs/configs")
     add("--model", help="architecture")
     add("--epochs", type=int, help="passes over the training images")

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from benchmarks import conditions, load, processes, servers
 from benchmarks.load import Answer, Client, Question
+from benchmarks.paths import path
 from benchmarks.peers.export import export
 from benchmarks.peers.network import build_model
 from benchmarks.serving import picture
@@ -63,9 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--replicas", type=int, default=2, help="replicas of rayapp serve [2]")
     parser.add_argument("--watch", type=float, default=45.0, help="seconds that each kill is watched [45]")
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="what is killed [all]")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve [one with random weights]")
+    parser.add_argument("--bundle", type=path, help="a bundle to serve [one with random weights]")
     parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the servers' output")
+    parser.add_argument("--logs", type=path, default="bench-logs", help="folder of the servers' output")
     options = parser.parse_args(argv)
     servers.end_on_sigterm()
     console = Console(width=None if sys.stdout.isatty() else 140)

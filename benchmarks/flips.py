@@ -27,6 +27,7 @@ from rich.table import Table
 
 from benchmarks import conditions, load, processes, servers
 from benchmarks.load import Answer, Client, Question
+from benchmarks.paths import path
 from benchmarks.peers.export import export
 from benchmarks.peers.network import build_model
 from benchmarks.servers import Site
@@ -125,9 +126,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--flips", type=int, default=20, help="moves of the alias, at least 4 [20]")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second [200]")
     parser.add_argument("--replicas", type=int, default=2, help="replicas of rayapp serve [2]")
-    parser.add_argument("--bundles", type=Path, help="folder for the good versions, kept and used again [none]")
+    parser.add_argument("--bundles", type=path, help="folder for the good versions, kept and used again [none]")
     parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the servers' output")
+    parser.add_argument("--logs", type=path, default="bench-logs", help="folder of the servers' output")
     options = parser.parse_args(argv)
     servers.end_on_sigterm()
     console = Console(width=None if sys.stdout.isatty() else 140)

@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 
 from benchmarks import bare, conditions, processes, profiling, report, servers, wrk
+from benchmarks.paths import path
 from benchmarks.report import BATCHES, BENTO, EIGHT, LIT, MANY, ONE, RAYAPP, Measured
 from benchmarks.wrk import Load
 from rayapp.errors import RayAppError
@@ -259,17 +260,17 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="times each server is started and measured [3]")
     parser.add_argument("--seconds", type=int, default=5, help="length of a run [5]")
     parser.add_argument(
-        "--peers-python", type=Path, default=servers.ROOT / ".venv-bench" / "bin" / "python",
+        "--peers-python", type=path, default=servers.ROOT / ".venv-bench" / "bin" / "python",
         help="Python with bentoml and litserve [.venv-bench's]",
     )  # fmt: skip
     parser.add_argument(
-        "--bento-service", type=Path, default=Path(__file__).with_name("peers") / "bento_service.py",
+        "--bento-service", type=path, default=Path(__file__).with_name("peers") / "bento_service.py",
         help="file of the BentoML service, with build_model() [benchmarks/peers/bento_service.py]",
     )  # fmt: skip
-    parser.add_argument("--bundle", type=Path, help="an exported bundle of its model, instead of exporting it again")
+    parser.add_argument("--bundle", type=path, help="an exported bundle of its model, instead of exporting it again")
     parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the servers' output")
-    parser.add_argument("--profile", type=Path, metavar="FOLDER", help="profile the replicas too, into a folder")
+    parser.add_argument("--logs", type=path, default="bench-logs", help="folder of the servers' output")
+    parser.add_argument("--profile", type=path, metavar="FOLDER", help="profile the replicas too, into a folder")
     return parser
 
 

@@ -26,6 +26,7 @@ from rich.table import Table
 
 from benchmarks import conditions, load, processes, servers
 from benchmarks.load import Client, Question
+from benchmarks.paths import path
 from benchmarks.peers.export import export
 from benchmarks.peers.network import build_model
 from rayapp.errors import RayAppError
@@ -48,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="length of the load [30]")
     parser.add_argument("--part", type=float, default=0.6, help="part (0-1) of the capacity that is used [0.6]")
     parser.add_argument("--replicas", type=int, default=2, help="replicas of rayapp serve [2]")
-    parser.add_argument("--plot", type=Path, default=Path("bench-logs/soak.png"), help="where the plot goes")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve [one with random weights]")
+    parser.add_argument("--plot", type=path, default="bench-logs/soak.png", help="where the plot goes")
+    parser.add_argument("--bundle", type=path, help="a bundle to serve [one with random weights]")
     parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the servers' output")
+    parser.add_argument("--logs", type=path, default="bench-logs", help="folder of the servers' output")
     options = parser.parse_args(argv)
     servers.end_on_sigterm()
     console = Console(width=None if sys.stdout.isatty() else 140)

@@ -27,6 +27,7 @@ from rich.console import Console
 
 from benchmarks import commands, conditions, servers
 from benchmarks import training_report as report
+from benchmarks.paths import path
 from benchmarks.training_report import Epoch, Measured
 from rayapp.errors import RayAppError
 
@@ -244,7 +245,7 @@ def _measure(bench: Bench, contestant: Contestant, number: int) -> Measured:
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench-training", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 as train.parquet and test.parquet")
+    parser.add_argument("--data", type=path, required=True, help="folder of CIFAR-10 as train.parquet and test.parquet")
     groups = (RAYAPP, FIT, PLAIN, LIGHTNING)
     parser.add_argument("--only", nargs="+", choices=groups, default=groups, help="what to measure [all]")
     parser.add_argument("--processes", type=int, nargs="+", help="training processes [1 2; as many as there are GPUs]")
@@ -259,11 +260,11 @@ def _options() -> argparse.ArgumentParser:
         "--loader-workers", type=int, default=8, help="on a GPU: processes that load images for each of the peers' [8]"
     )
     parser.add_argument(
-        "--peers-python", type=Path, default=servers.ROOT / ".venv-bench" / "bin" / "python",
+        "--peers-python", type=path, default=servers.ROOT / ".venv-bench" / "bin" / "python",
         help="Python with Lightning [.venv-bench's]",
     )  # fmt: skip
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the contestants' messages")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result to a file too")
+    parser.add_argument("--logs", type=path, default="bench-logs", help="folder of the contestants' messages")
+    parser.add_argument("--output", type=path, metavar="FILE.json", help="write the result to a file too")
     return parser
 
 

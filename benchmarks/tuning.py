@@ -26,6 +26,7 @@ from rich.console import Console
 
 from benchmarks import commands, conditions, training
 from benchmarks import tuning_report as report
+from benchmarks.paths import path
 from benchmarks.tuning_report import Measured
 from rayapp.config import DataConfig
 from rayapp.errors import RayAppError
@@ -192,7 +193,7 @@ def _slug(name: str) -> str:
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="make bench-tuning", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of CIFAR-10 as train.parquet and test.parquet")
+    parser.add_argument("--data", type=path, required=True, help="folder of CIFAR-10 as train.parquet and test.parquet")
     parser.add_argument("--only", nargs="+", choices=tuple(TRIALS), default=tuple(TRIALS), help="what to measure [all]")
     parser.add_argument("--trials", type=_count, help="trials of a sweep [search 100, optuna 20]")
     parser.add_argument("--seeds", type=_count, default=5, help="pairs of sweeps of optuna [5]; search has seed 0")
@@ -202,8 +203,8 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--model", default="mobilenet_v3_small", help="architecture [mobilenet_v3_small]")
     cores = os.cpu_count() or 1
     parser.add_argument("--at-once", type=_count, default=cores, help="trials that run at once [one a core]")
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the contestants' messages")
-    parser.add_argument("--output", type=Path, metavar="FILE.json", help="write the result to a file too")
+    parser.add_argument("--logs", type=path, default="bench-logs", help="folder of the contestants' messages")
+    parser.add_argument("--output", type=path, metavar="FILE.json", help="write the result to a file too")
     return parser
 
 
