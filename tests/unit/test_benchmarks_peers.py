@@ -1,0 +1,160 @@
+"""That the benchmarks compare like with like: the peers' model, recipe, split and space are ours."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import optuna
+import pytest
+import torch
+
+from benchmarks import accuracy, data, training, tuning
+from benchmarks.peers import optuna_loop, plain
+from rayapp.config import DataConfig, ModelConfig, OptimConfig
+from rayapp.settings import TrainSettings, TuneSettings, load
+from rayapp.sweep_config import Dimension
+from rayapp.vision import datasets
+from rayapp.vision.models import build_model
+from rayapp.vision.state import lr_factor
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The images of a bare start."""
+    made = tmp_path_factory.mktemp("bench") / "data"
+    data.write(training.parser().parse_args(["--images", "120"]), made)
+    return made
+
+
+@pytest.mark.parametrize("name", plain.MODELS)
+def test_the_plain_script_has_our_model(name: str):
+    ours = build_model(ModelConfig(name=name), num_classes=10, image_px=32, mean=plain.MEAN, std=plain.STD)
+    theirs = plain.build_model(name)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), ours.backbone.state_dict().values(), strict=True)))
+    images_nhwc = torch.randint(0, 256, (8, 32, 32, 3), dtype=torch.uint8)
+    mean_c, std_c = (torch.tensor(values)[:, None, None] for values in (plain.MEAN, plain.STD))
+    normalised_nchw = (images_nhwc.permute(0, 3, 1, 2) / 255 - mean_c) / std_c
+
+    for model, images in ((ours, images_nhwc), (theirs, normalised_nchw)):
+        torch.manual_seed(0)  # dropout
+        model.train()(images)  # norms remember it, by their momentum
+        model.eval()
+
+    assert torch.allclose(ours(images_nhwc), theirs(normalised_nchw), atol=1e-3, rtol=1e-3)
+
+
+def test_the_plain_script_has_our_optimiser_and_schedule():
+    config, steps, rates = OptimConfig(), 400, []
+    optimizer, schedule = plain.build_optimizer(plain.build_model("resnet9"), peak_lr=config.peak_lr, num_steps=steps)
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+
+    ours = [config.peak_lr * lr_factor(config)((step + 0.5) / steps) for step in range(steps)]
+
+    assert rates == pytest.approx(ours, abs=0.01 * config.peak_lr)
+    groups = [(g["weight_decay"], {p.ndim for p in g["params"]} <= {1}) for g in optimizer.param_groups]
+    assert groups == [(config.decay, False), (0.0, True)]
+    assert {(g["momentum"], g["nesterov"]) for g in optimizer.param_groups} == {(config.sgd_momentum, True)}
+    assert config.label_smoothing == plain.SMOOTHING
+
+
+def test_the_plain_script_has_our_split(folder: Path, tmp_path: Path):
+    config = DataConfig(dataset="parquet", path=str(folder))
+    dataset = datasets.load(config, tmp_path)
+    train, validation = plain.datasets(folder)
+
+    ours, theirs = dataset.validation(config).images_nhwc, validation.images_nhwc
+    assert sorted(image.tobytes() for image in theirs) == sorted(image.tobytes() for image in ours)
+    assert len(train) == len(dataset.split(config).train_indices)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_target_of_training_has_its_contestants(device: str, tmp_path: Path):
+    words = ["--device", device, "--processes", "1", "2", "--only", "rayapp", "fit", "plain"]
+    contestants = training.contestants_of(training.parser().parse_args(words), tmp_path)
+
+    wanted = {name for target in training.TARGETS[device] for name in (target.ours, *target.theirs)}
+    assert wanted <= {contestant.name for contestant in contestants}
+    for contestant in contestants:
+        if contestant.name == training.RAYAPP_2:
+            settings = load(TrainSettings, list(contestant.words[4:]), prog="rayapp train")
+            assert settings.optim.batch_size == 128
+
+
+@pytest.mark.parametrize("algorithm", ["hyperopt", "optuna"])
+def test_our_sweep_is_what_rayapp_accepts_and_the_peer_gets_the_same_recipe(algorithm: str, tmp_path: Path):
+    options = tuning.parser().parse_args(
+        ["--epochs", "7", "--at-once", "3", "--batch-size", "64", "--model", "resnet9"]
+    )
+    words = tuning.tune_words(options, tmp_path, 12, 4, tuning.asha_flags(algorithm))
+
+    ours = load(TuneSettings, words[4:], prog="rayapp tune")
+    theirs = optuna_loop.command_line().parse_args(tuning.loop_words(options, tmp_path, 12, 4)[2:])
+
+    assert (ours.search.algorithm, ours.scheduler.name, ours.scheduler.reduction_factor) == (algorithm, "asha", 3)
+    assert ours.space == {name: Dimension(**dimension) for name, dimension in tuning.SPACE.items()}
+    assert (str(theirs.data), theirs.model) == (ours.data.path, ours.model.name)
+    assert (theirs.epochs, theirs.batch_size) == (ours.optim.epochs, ours.optim.batch_size) == (7, 64)
+    assert (theirs.trials, theirs.processes, theirs.seed) == (ours.num_trials, ours.trials.at_once, ours.seed)
+
+
+def test_the_peer_searches_our_space():
+    trial = optuna.create_study().ask()
+    optuna_loop.suggest(trial)
+
+    theirs = {
+        f"optim.{name}": (d.low, d.high, "log_uniform" if d.log else "uniform")
+        for name, d in trial.distributions.items()
+    }
+    ours = {name: Dimension(**dimension) for name, dimension in tuning.SPACE.items()}
+    assert theirs == {name: (*d.bounds, d.kind) for name, d in ours.items()}
+
+
+def test_the_peer_runs_its_trials_in_two_processes(folder: Path):
+    words = f"--data {folder} --batch-size 16 --trials 3 --epochs 2 --processes 2".split()
+    script = str(training.PEERS / "optuna_loop.py")
+
+    done = subprocess.run([sys.executable, script, *words], capture_output=True, text=True, timeout=280)
+
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found["trials"] == 3
+    assert 3 <= found["epochs"] + found["failed"] <= 6
+    assert 0 < found["best_val_accuracy"] <= 1
+
+
+@pytest.mark.parametrize("config", sorted((ROOT / "jobs" / "configs").glob("*-resnet9.yaml")), ids=lambda p: p.stem)
+def test_accuracy_takes_the_recipes_of_train_and_its_settings_over_them(config: Path, tmp_path: Path):
+    if config.stem.startswith("folder"):
+        pytest.skip("its images have a size of their own")
+    words = ["--config", str(config), "--data", str(tmp_path), "--optim.lr", "0.7"]
+
+    found = accuracy.settings_of(accuracy.parser().parse_args(words))
+
+    given = ["--config", str(config), "--data.dataset", "parquet", "--data.path", str(tmp_path), "--optim.lr", "0.7"]
+    assert found == load(TrainSettings, given, prog="rayapp train")
+
+
+def test_the_clock_of_accuracy_stands_still_while_validation_batches_are_taken(folder: Path, tmp_path: Path):
+    seen: list[object] = []
+
+    class Noted(accuracy.Clock):
+        def start(self) -> None:
+            seen.append("start")
+
+        def stop(self) -> None:
+            seen.append("stop")
+
+    images = datasets.load(DataConfig(dataset="parquet", path=str(folder)), tmp_path).train
+    batches = accuracy.UntimedBatches(images, images.labels_n[:5] * 0, batch_size=2, device=torch.device("cpu"))
+    batches.clock = Noted(torch.device("cpu"))
+    seen += [len(batch.labels_n) for batch in batches.epoch(0)]
+
+    assert seen == ["stop", "start", 2, 2, 1]
