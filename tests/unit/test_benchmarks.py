@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import asyncio
 import io
-import json
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from benchmarks import chaos, commands, flips, load, report, servers, serving, soak, training, tuning, wrk
+from benchmarks import commands, flips, load, servers, serving, soak, training, tuning, wrk
 from benchmarks.load import Answer, Client
 from benchmarks.pictures import picture
 from benchmarks.report import Column, Finding, Report, Row, Versus
@@ -181,16 +180,6 @@ def answer(done_s: float, *, version: str = "1", problem: str = "") -> Answer:
     return Answer(done_s - 0.01, done_s, version, problem)
 
 
-def test_failed_requests_of_a_kill_are_those_of_its_time():
-    fast = [answer(n / 10, problem="ServerDisconnectedError" if 100 <= n < 103 else "") for n in range(200)]
-    steady = [answer(5.0, problem="status 503"), answer(11.0, problem="status 503"), answer(12.0)]
-
-    found = chaos.damage(chaos.Kill("replica", at_s=9.9, end_s=19.0), fast, steady)
-
-    assert (found.failed_fast, found.failed_steady) == (3, 1)
-    assert found.longest_gap_s == pytest.approx(0.4)
-
-
 @pytest.mark.parametrize(
     ("kind", "version", "problem", "fine"),
     [
@@ -207,11 +196,6 @@ def test_a_flip_is_fine_when_nobody_suffered_and_the_right_version_answers(kind,
     answers.append(answer(1.5, version=version, problem=problem))
 
     assert flips.outcome(flips.Flip(kind, "2", 0.0, 3.0), answers).fine is fine
-
-
-def test_growth_is_that_of_the_medians_after_the_warm_up():
-    assert soak.growth([50.0] * 10 + [100.0] * 45 + [110.0] * 45) == pytest.approx(0.1)
-    assert soak.growth([100.0, 100.0, 500.0, *[100.0] * 20]) == pytest.approx(0.0)  # one outlier is no growth
 
 
 # --- training and tuning ----------------------------------------------------------------------------------------------
@@ -278,10 +262,3 @@ def test_the_best_may_be_worse_than_optunas_by_one_standard_error(differences: l
 
     assert best.met is met
     assert (whole.value, whole.met) == (pytest.approx(70 / 79.5), False)
-
-
-def test_the_json_of_a_result_is_json():
-    rows = [swept(tuning.ASHA)]
-
-    json.dumps(shown(Report(tuning.COLUMNS, rows), tuning.findings(Report(tuning.COLUMNS, rows)))[1])
-    assert report.rounded({"a": 0.123456, "b": "c"}) == {"a": 0.1235, "b": "c"}
