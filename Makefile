@@ -75,13 +75,13 @@ bench-soak: $(INSTALLED)  ## mixed requests for MINUTES=30: growth of memory (AR
 bench-mutations: $(INSTALLED)  ## 5,000 damaged requests: wrong answers, crashes, growth of memory (ARGS=)
 	@$(BIN)/python -m benchmarks.mutations $(ARGS)
 
-bench-training: $(INSTALLED) $(if $(filter .venv-bench/%,$(BENCH_PYTHON)),$(BENCH_INSTALLED))  ## rayapp train against a plain PyTorch script, Lightning and fit() without Ray (ARGS='--data FOLDER')
+bench-training: $(INSTALLED) $(if $(filter .venv-bench/%,$(BENCH_PYTHON)),$(BENCH_INSTALLED))  ## rayapp train against a plain PyTorch script, Lightning and fit() without Ray (ARGS=)
 	@$(BIN)/python -m benchmarks.training --peers-python '$(BENCH_PYTHON)' $(ARGS)
 
-bench-accuracy: $(INSTALLED)  ## time to accuracy on CIFAR-10, several seeds (ARGS='--data FOLDER --config cifar10-resnet9')
+bench-accuracy: $(INSTALLED)  ## time to accuracy on digits or CIFAR-10, several seeds (ARGS=)
 	@$(BIN)/python -m benchmarks.accuracy $(ARGS)
 
-bench-tuning: $(INSTALLED)  ## rayapp tune with and without early stopping, and against Optuna's own loop (ARGS='--data FOLDER')
+bench-tuning: $(INSTALLED)  ## rayapp tune with and without early stopping, and against Optuna's own loop (ARGS=)
 	@$(BIN)/python -m benchmarks.tuning $(ARGS)
 
 bench-kills: $(INSTALLED)  ## SIGKILL of workers and drivers at random steps: are the final weights the same bits? (ARGS=)

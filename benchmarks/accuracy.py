@@ -1,25 +1,27 @@
-"""`make bench-accuracy`: time to accuracy on CIFAR-10, the mean of several seeds, on a CPU or one GPU.
+"""`make bench-accuracy`: time to accuracy, the mean of several seeds, on a CPU or one GPU: digits, or --data FOLDER.
 
-Needs torch, torchvision, pydantic and pyarrow alone: take benchmarks, rayapp and jobs to any GPU machine and run
+Needs rayapp's own dependencies and psutil, but neither Ray nor MLflow; on any GPU machine, in a clone:
 
-    python -m benchmarks.accuracy --data FOLDER --config jobs/configs/cifar10-resnet9.yaml
+    pip install -e . psutil
+    python -m benchmarks.accuracy --data FOLDER --config jobs/configs/cifar10-resnet9.yaml --optim.lr 0.3
 
-* 5,000 of the 50,000 training images are for validation, the same ones always, 500 of each class. Settings are chosen
-  on them. --open-test measures the 10,000 test images too, once, after all training, with the last epoch's weights.
+* The recipe is one of `rayapp train`: --config FILE.yaml, and its settings as --section.name VALUE over it. Without
+  --data it is that of jobs/configs/digits-mobilenet_v3_small.yaml.
+* A tenth of the training images of each class is for validation, the same ones always. Settings are chosen on them.
+  --open-test measures the test images too, once a seed, with the last epoch's weights.
 * The time is that of training alone: by CUDA events on a GPU, without validation, reading the data and the warm-up. The
   warm-up is an epoch of two batches, which the compiler and cuDNN need; its weights are thrown away.
-* No test-time augmentation. The last line is JSON. Exit code 1 where the mean accuracy misses --target.
+* No test-time augmentation. Exit code 1 where the mean accuracy misses --target.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import platform
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -27,22 +29,33 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from benchmarks.cifar10 import IMAGE_PX, MEAN, NUM_CLASSES, STD, read_images, split
-from benchmarks.recipes import Recipe
+from benchmarks import frame
+from benchmarks.processes import Strangers
+from benchmarks.report import Column, Finding, Report, Row
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import load
+from rayapp.data import datasets
 from rayapp.data.preprocess import Images
-from rayapp.errors import ConfigError, RayAppError
+from rayapp.errors import ConfigError
 from rayapp.vision.augment import Augment
 from rayapp.vision.loaders import Batch, ResidentBatches
 from rayapp.vision.loop import EpochReport, evaluate, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import Classifier, build_model
 from rayapp.vision.optim import TrainPlan, build_optimizer
+from rayapp.vision.predictor import resolve_device
 from rayapp.vision.state import TrainState
 
 VALIDATION_BATCH = 1000
 WARM_UP_BATCHES = 2
+DIGITS = Path(__file__).resolve().parents[1] / "jobs" / "configs" / "digits-mobilenet_v3_small.yaml"
+TARGETS = {"digits": 0.97, "parquet": 0.94}  # of digits, and of CIFAR-10
+QUICK = {"seeds": 1}  # and two epochs
+SECONDS, VALIDATION, TEST = "s of training", "val accuracy", "test accuracy"
+COLUMNS = {SECONDS: Column(), VALIDATION: Column(".4f", timed=False), TEST: Column(".4f", timed=False)}
+
+Bench = frame.Bench[Row]
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
@@ -92,25 +105,17 @@ class UntimedBatches(ResidentBatches):
 # --- training ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Trial:
-    """What one seed gave. accuracies: of validation, one an epoch (0-1). weights: the last ones."""
-
-    seed: int
-    train_s: float
-    accuracies: list[float]
-    weights: dict[str, Tensor]
-    test_accuracy: float | None = None
-
-
-class Bench:
+class Trainer:
     """What all seeds share: data, and one model, so that its compiled form serves every seed."""
 
-    def __init__(self, recipe: Recipe, images: Images, *, device: torch.device, compiled: bool) -> None:
-        self.recipe, self.images, self.device = recipe, images, device
-        self.train_n, self.validation_n = split(images.labels_n)
-        self.plan = TrainPlan.of(recipe.optim, len(self.train_n))
-        self.model = self._new_model(seed=0).to(device)
+    def __init__(self, settings: TrainSettings, dataset: datasets.Dataset, *, compiled: bool) -> None:
+        assert isinstance(dataset.train, Images)  # nothing is streamed here
+        self.settings, self.dataset, self.images = settings, dataset, dataset.train
+        self.device = torch.device(resolve_device(settings.compute.device))
+        split = dataset.split(settings.data)
+        self.train_n, self.validation_n = split.train_indices, split.validation_indices
+        self.plan = TrainPlan.of(settings.optim, len(self.train_n))
+        self.model = self._new_model(seed=0).to(self.device)
         self._network: Any = torch.compile(self.model) if compiled else self.model
 
     def warm_up(self) -> float:
@@ -122,8 +127,8 @@ class Bench:
             pass
         return time.perf_counter() - started
 
-    def train(self, seed: int) -> Trial:
-        """A training from new weights."""
+    def train(self, seed: int) -> tuple[float, list[float]]:
+        """Seconds of a training from new weights, and its accuracies (0-1) of validation, one an epoch."""
         self.model.load_state_dict(self._new_model(seed).state_dict())
         clock, accuracies = Clock(self.device), []
         for report in self._fit(self.train_n, clock, seed=seed, epochs=self.plan.epochs):
@@ -133,19 +138,20 @@ class Bench:
                 f"  val {report.val_accuracy:.4f}  {report.images_per_s:,.0f} images/s with validation",
                 flush=True,
             )
-        weights = {name: tensor.detach().to("cpu", copy=True) for name, tensor in self.model.state_dict().items()}
-        print(f"seed {seed}  {clock.seconds():.2f} s of training, validation {accuracies[-1]:.4f}", flush=True)
-        return Trial(seed, clock.seconds(), accuracies, weights)
+        return clock.seconds(), accuracies
 
-    def test(self, trial: Trial, images: Images) -> float:
-        """Accuracy (0-1) of a trial's weights on other images."""
-        self.model.load_state_dict(trial.weights)
+    def test(self) -> float:
+        """Accuracy (0-1) of today's weights on the test images."""
+        images = self.dataset.test
         rows_n = np.arange(len(images.labels_n))
         batches = ResidentBatches(images, rows_n, batch_size=VALIDATION_BATCH, device=self.device)
         return evaluate(self._state(self.plan), batches).accuracy
 
     def _fit(self, rows_n: NDArray[np.int64], clock: Clock, *, seed: int, epochs: int) -> Iterator[EpochReport]:
-        augment = Augment.from_config(self.recipe.augment, height_px=IMAGE_PX, flip=True, num_classes=NUM_CLASSES)
+        info = self.dataset.info
+        augment = Augment.from_config(
+            self.settings.augment, height_px=info.height_px, flip=info.flip, num_classes=info.num_classes
+        )
         where: dict[str, Any] = {"device": self.device, "seed": seed}
         train = ResidentBatches(self.images, rows_n, batch_size=self.plan.batch_size, augment=augment, **where)
         validation = UntimedBatches(self.images, self.validation_n, batch_size=VALIDATION_BATCH, **where)
@@ -162,122 +168,123 @@ class Bench:
 
     def _new_model(self, seed: int) -> Classifier:
         torch.manual_seed(seed)
-        return build_model(self.recipe.model, num_classes=NUM_CLASSES, image_px=IMAGE_PX, mean=MEAN, std=STD)
+        info = self.dataset.info
+        size = {"num_classes": info.num_classes, "image_px": min(info.height_px, info.width_px)}
+        return build_model(self.settings.model, **size, mean=info.mean, std=info.std)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when the mean accuracy reaches the target, 1 when not, or nothing could be measured."""
-    options = _options().parse_args(argv)
-    try:
-        result = measure(options, _recipe(options))
-    except RayAppError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
-    return 0 if result["met"] else 1
+    """0 when the mean accuracy reaches the target, 1 when not, or nothing could be measured; 130 when interrupted."""
+    return frame.bench_main(parser(), measure, conclude, argv)
 
 
-def measure(options: argparse.Namespace, recipe: Recipe) -> dict[str, Any]:
-    """Time and accuracy of each seed, their means and conditions, as one JSON object."""
-    device = _prepare(options)
-    where = _conditions(device, recipe, options)
-    for name, value in where.items():
-        print(f"{name.replace('_', ' '):>14}  {value}")
-    bench = Bench(recipe, read_images(options.data / "train.parquet"), device=device, compiled=options.compile)
-    warm_up_s = bench.warm_up()
-    print(f"       warm-up  {warm_up_s:.1f} s", flush=True)
-    trials = [bench.train(seed) for seed in range(options.seeds)]
-    if options.open_test:
-        test = read_images(options.data / "test.parquet")
-        for trial in trials:
-            trial.test_accuracy = bench.test(trial, test)
-    return {"conditions": where, "warm_up_s": round(warm_up_s, 2), **summary(trials, options.target)}
+def measure(bench: Bench) -> None:
+    """All seeds."""
+    options, settings = bench.options, settings_of(bench.options)
+    _prepare(options)
+    dataset = datasets.load(settings.data, bench.scratch / "data")
+    trainer = Trainer(settings, dataset, compiled=options.compile)
+    started, warm_up_s = time.perf_counter(), trainer.warm_up()
+    batches = trainer.plan.epochs * len(trainer.train_n) / trainer.plan.batch_size
+    seconds = options.seeds * batches * (time.perf_counter() - started) / (WARM_UP_BATCHES + 1)
+    where = _conditions(trainer, options) | {"warm_up": f"{warm_up_s:.1f} s"}
+    bench.begin(where, num_rows=options.seeds, seconds=seconds)
+    for seed in range(options.seeds):
+        row = _measured(trainer, seed, open_test=options.open_test)
+        bench.add(row, Report(COLUMNS, bench.rows).line(row))
 
 
-def _prepare(options: argparse.Namespace) -> torch.device:
-    """The device, with torch set up as rayapp train does it."""
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device cuda: torch finds no GPU here; say --device cpu")
+def _measured(trainer: Trainer, seed: int, *, open_test: bool) -> Row:
+    strangers = Strangers()
+    train_s, accuracies = trainer.train(seed)
+    others_cpu = strangers.part()
+    figures = {SECONDS: train_s, VALIDATION: accuracies[-1]}
+    if open_test:
+        figures[TEST] = trainer.test()
+    return Row(trainer.settings.model.name, seed, figures, others_cpu, details={"accuracies": accuracies})
+
+
+def conclude(bench: Bench) -> dict[str, Any]:
+    """The tables, and what stands beside the target."""
+    report = Report(COLUMNS, bench.rows)
+    report.show(bench.console)
+    target = bench.options.target or TARGETS["parquet" if bench.options.data else "digits"]
+    return report.conclude(bench.console, findings(report, target), judge=not bench.options.quick, speed_fails=True)
+
+
+def findings(report: Report, target: float) -> list[Finding]:
+    """Means and standard deviations over the seeds; the target is for the test where it was opened."""
+    (name,), found = report.names(), []
+    decisive = TEST if report.values(name, TEST) else VALIDATION
+    for figure in COLUMNS:
+        if values := list(report.values(name, figure).values()):
+            said = f"{fmean(values):.4f} ± {stdev(values) if len(values) > 1 else 0.0:.4f}, {len(values)} seeds"
+            limit = target if figure == decisive else None
+            found.append(Finding(f"{figure}, mean ± standard deviation", name, fmean(values), said, limit))
+    return found
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    """torch, as rayapp train sets it up."""
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     if options.threads:
         torch.set_num_threads(options.threads)
     keep_freed_memory()
-    return torch.device(options.device)
 
 
-def summary(trials: Sequence[Trial], target: float) -> dict[str, Any]:
-    """Means and standard deviations over the seeds; the target is for the test where it was opened."""
-    validation, tests = (
-        [t.accuracies[-1] for t in trials],
-        [t.test_accuracy for t in trials if t.test_accuracy is not None],
-    )
-    found = {"train_s": _mean(t.train_s for t in trials), "val_accuracy": _mean(validation)}
-    if tests:
-        found["test_accuracy"] = _mean(tests)
-    for name, values in found.items():
-        print(f"{name.replace('_', ' '):>14}  {values['mean']:.4f} ± {values['std']:.4f}, {len(trials)} seeds")
-    decisive = "test_accuracy" if tests else "val_accuracy"
-    met = found[decisive]["mean"] >= target
-    print(f"        target  {decisive.replace('_', ' ')} {target}: {'met' if met else 'MISSED'}")
-    return {**found, "target": target, "measured_on": decisive.split("_")[0], "met": met}
-
-
-def _mean(values: Iterable[float]) -> dict[str, Any]:
-    listed = [round(value, 5) for value in values]
-    return {"mean": fmean(listed), "std": stdev(listed) if len(listed) > 1 else 0.0, "values": listed}
-
-
-def _conditions(device: torch.device, recipe: Recipe, options: argparse.Namespace) -> dict[str, Any]:
+def _conditions(trainer: Trainer, options: argparse.Namespace) -> dict[str, Any]:
+    device, settings = trainer.device, trainer.settings
     cpu = f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, cuda {torch.version.cuda}",
-        "model": recipe.model.name,
-        "optim": recipe.optim.model_dump(exclude_none=True, exclude_defaults=True),
-        "augment": recipe.augment.model_dump(exclude_none=True, exclude_defaults=True),
+        "data": f"{options.data or 'digits'}, {len(trainer.train_n):,} images for training",
+        "model": settings.model.name,
+        "optim": settings.optim.model_dump(exclude_none=True, exclude_defaults=True),
+        "augment": settings.augment.model_dump(exclude_none=True, exclude_defaults=True),
         "compile": options.compile,
         "time": "training alone, without validation, warm-up and reading",
     }
 
 
-def _recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe of --config, with what other options say over it. Raises ConfigError."""
-    given = {
-        "model": {"name": options.model},
-        "optim": {
-            "epochs": options.epochs, "batch_size": options.batch_size, "lr": options.lr,
-            "weight_decay": options.weight_decay, "label_smoothing": options.label_smoothing,
-            "precision": options.precision,
-        },
-        "augment": {"cutout_px": options.cutout},
-    }  # fmt: skip
-    return Recipe.load(options.config, given)
+def settings_of(options: argparse.Namespace) -> TrainSettings:
+    """The recipe, on the data of --data. Raises ConfigError."""
+    words, data = list(options.recipe), ["--data.dataset", "digits"]
+    if options.quick:
+        words = ["--optim.epochs", "2", *words]
+    if options.data:
+        data = ["--data.dataset", "parquet", "--data.path", str(options.data)]
+    elif not any(word.partition("=")[0] == "--config" for word in words):
+        words += ["--config", str(DIGITS)]
+    if given := [word for word in words if word.startswith("--data.")]:
+        raise ConfigError(f"{given[0]} has no effect here; give --data FOLDER, or leave it out for digits")
+    return load(TrainSettings, [*words, *data], prog="make bench-accuracy")
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="make bench-accuracy", description=(__doc__ or "").splitlines()[0])
+class _Parser(frame.Parser):
+    """Keeps the words that are settings of `rayapp train`."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """The options; recipe holds the other words."""
+        options, options.recipe = self.parse_known_args(args, namespace)
+        return options
+
+
+def parser() -> frame.Parser:
+    """The command line."""
+    parser = _Parser("accuracy", __doc__, quick=QUICK)
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="folder of CIFAR-10 as train.parquet and test.parquet")
-    add("--config", type=Path, metavar="FILE.yaml", help="recipe to start from: one of jobs/configs")
-    add("--model", help="architecture")
-    add("--epochs", type=int, help="passes over the training images")
-    add("--batch-size", type=int, help="images at once")
-    add("--lr", type=float, help="peak learning rate for 256 images at once; scaled with the batch size")
-    add("--weight-decay", type=float, help="weight decay, never on norms and biases")
-    add("--label-smoothing", type=float, help="share of the target spread over all classes (0-1)")
-    add("--cutout", type=int, help="side (pixels) of a square painted grey; 0 is none")
-    add("--precision", choices=("auto", "fp32", "bf16", "fp16"), help="arithmetic [auto: bf16 on a GPU that has it]")
+    add("--data", type=frame.path, metavar="FOLDER", help="CIFAR-10 as train.parquet and test.parquet [digits]")
     add("--compile", action="store_true", help="torch.compile the model")
-    add("--seeds", type=int, default=5, help="trainings, with seeds from 0 [5]")
-    add("--target", type=float, default=0.94, help="accuracy (0-1) that the mean has to reach [0.94]")
-    add("--open-test", action="store_true", help="measure the test images too, once, after all training")
-    found = "cuda" if torch.cuda.is_available() else "cpu"
-    add("--device", choices=("cpu", "cuda"), default=found, help="where to train [cuda where there is a GPU]")
-    add("--threads", type=int, help="CPU threads [torch's own choice]")
+    add("--seeds", type=frame.count, default=5, help="trainings, with seeds from 0 [5]")
+    add("--target", type=float, help="accuracy (0-1) that the mean has to reach [digits 0.97, CIFAR-10 0.94]")
+    add("--open-test", action="store_true", help="measure the test images too, once a seed")
+    add("--threads", type=frame.count, help="CPU threads [torch's own choice]")
+    parser.epilog = "Other options are settings of rayapp train: --config FILE.yaml --optim.lr 0.3 --compute.device cpu"
     return parser
 
 

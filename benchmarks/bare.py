@@ -6,11 +6,12 @@ Each process has one thread. All are ready before the first begins, so that they
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from rayapp.vision.bundle import Bundle
 from rayapp.vision.predictor import Predictor
 
 DECODE, MODEL, JSON, ALL = "decode", "model", "JSON", "decode + model + JSON"
+CASE = "the bare model, without HTTP"
 
 
 @dataclass(frozen=True)
@@ -52,20 +54,31 @@ def measure(work: Work, *, bundle: Path, image: Path, seconds: float) -> float:
     """Images per second of a work, all its processes together. Raises RayAppError where one fails."""
     command = [sys.executable, "-m", "benchmarks.bare", "--what", work.what, "--batch", str(work.batch)]
     command += ["--bundle", str(bundle), "--image", str(image), "--seconds", str(seconds)]
+    with contextlib.ExitStack() as stack:
+        children = [stack.enter_context(_process(command)) for _ in range(work.num_processes)]
+        for child in children:
+            assert child.stdout is not None
+            if child.stdout.readline() != "ready\n":
+                raise RayAppError(f"the process for '{work}' ended at once; run it by hand: {' '.join(command)}")
+        for child in children:
+            assert child.stdin is not None
+            child.stdin.write("go\n")
+            child.stdin.flush()
+        return sum(float(json.loads(child.communicate()[0])) for child in children)
+
+
+@contextlib.contextmanager
+def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
+    """A process that does not outlive the with block, and that Ctrl-C does not reach before us."""
     pipe = subprocess.PIPE
-    children = [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[1])  # noqa: S603
-        for _ in range(work.num_processes)
-    ]
-    for child in children:
-        assert child.stdout is not None
-        if child.stdout.readline() != "ready\n":
-            raise RayAppError(f"the process for '{work}' ended before it began; run it by hand: {' '.join(command)}")
-    for child in children:
-        assert child.stdin is not None
-        child.stdin.write("go\n")
-        child.stdin.flush()
-    return sum(float(json.loads(child.communicate()[0])) for child in children)
+    child = subprocess.Popen(  # noqa: S603
+        command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[1], start_new_session=True
+    )
+    with child:
+        try:
+            yield child
+        finally:
+            child.kill()
 
 
 def images_per_s(step: Callable[[], object], *, batch: int, seconds: float) -> float:

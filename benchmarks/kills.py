@@ -7,25 +7,23 @@ the figures of every epoch are compared with those of a run that nobody touched,
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import json
-import os
 import random
 import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks import conditions
+from benchmarks import commands, conditions, frame, servers
+from rayapp.errors import RayAppError
 from rayapp.train.checkpoints import DIGEST, Checkpoints
 
 RECIPE: dict[str, Any] = {
@@ -52,26 +50,43 @@ class Kill:
     same_bits: bool
 
 
+Bench = frame.Bench[Kill]
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 where every run ended with the same bits, else 1."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.kills", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--kills", type=int, default=10, help="runs, a worker and the driver in turn [10]")
+    """0 where every run ended with the same bits, else 1; 130 when interrupted."""
+    return frame.bench_main(parser(), measure, conclude, argv)
+
+
+def parser() -> frame.Parser:
+    """The command line."""
+    parser = frame.Parser("kills", __doc__)
+    parser.add_argument("--kills", type=frame.count, default=10, help="runs, a worker and the driver in turn [10]")
     parser.add_argument("--seed", type=int, default=0, help="of the steps at which is killed [0]")
-    options = parser.parse_args(argv)
-    console, steps = Console(stderr=True), random.Random(options.seed)  # noqa: S311 - no secret
-    conditions.show(console, {**conditions.machine(), "versions": conditions.versions(), "recipe": RECIPE})
-    with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        home = Path(folder)
-        _ended(_started(home, "whole"))
-        whole, kills = _final(home, "whole"), []
-        for number in range(options.kills):
-            victim = ("worker", "driver")[number % 2]
-            kill = _killed(home, f"{victim}-{number}", victim, steps.randrange(2, NUM_STEPS - 4), whole)
-            kills.append(kill)
-            console.print(f"{number + 1}/{options.kills}  {kill}", highlight=False, soft_wrap=True)
-    _show(console, kills)
-    print(json.dumps({"kills": [asdict(kill) for kill in kills]}))
-    return 0 if all(kill.same_bits for kill in kills) else 1
+    return parser
+
+
+def measure(bench: Bench) -> None:
+    """A run that nobody touches, and then those with a kill."""
+    options, steps = bench.options, random.Random(bench.options.seed)  # noqa: S311 - no secret
+    where = {"versions": conditions.versions(), "recipe": RECIPE}
+    bench.begin(where, num_rows=options.kills, seconds=80 * (options.kills + 1))
+    commands.run(_words(bench, "whole"), _variables(bench), options.logs / "kills-whole.log", timeout_s=TIMEOUT_S)
+    whole = _final(bench.scratch, "whole")
+    for number in range(options.kills):
+        victim = ("worker", "driver")[number % 2]
+        kill = _killed(bench, f"{victim}-{number}", victim, steps.randrange(2, NUM_STEPS - 4), whole)
+        bits = "the same bits" if kill.same_bits else "OTHER BITS"
+        bench.add(kill, f"{victim:<6} killed after step {kill.step:>2}: {bits} after {kill.seconds:.0f} s")
+
+
+def conclude(bench: Bench) -> dict[str, Any]:
+    """A row a kill."""
+    table = Table("victim", "after step", "seconds", "bits", title=f"SIGKILL in runs of {NUM_STEPS} steps")
+    for kill in bench.rows:
+        table.add_row(kill.victim, str(kill.step), f"{kill.seconds:.0f}", "the same" if kill.same_bits else "DIFFERENT")
+    bench.console.print(table)
+    return {"kills": [asdict(kill) for kill in bench.rows], "passed": all(kill.same_bits for kill in bench.rows)}
 
 
 def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -85,40 +100,51 @@ def same_bits(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return weights and one["position"] == other["position"] and figures[0] == figures[1]
 
 
-def _killed(home: Path, run: str, victim: str, step: int, whole: dict[str, Any]) -> Kill:
-    started = time.monotonic()
-    driver = _started(home, run)
-    while (reached := _newest_step(home, run)) < step:
-        if driver.poll() is not None or time.monotonic() - started > TIMEOUT_S:
-            raise SystemExit(f"run {run} did not reach step {step}: {driver.communicate()[1]}")
-        time.sleep(POLL_S)
+def _killed(bench: Bench, run: str, victim: str, step: int, whole: dict[str, Any]) -> Kill:
+    started, log = time.monotonic(), bench.options.logs / f"kills-{run}.log"
+    log.unlink(missing_ok=True)
+    with _driver(bench, run, log) as driver:
+        while (reached := _newest_step(bench.scratch, run)) < step:
+            if driver.poll() is not None or time.monotonic() - started > TIMEOUT_S:
+                raise RayAppError(f"run {run} did not reach step {step}; {log}: {servers.tail(log)}")
+            time.sleep(POLL_S)
+        if victim == "driver":
+            driver.kill()
+            driver.wait()
+        else:
+            _a_worker(driver.pid).kill()
+            _await(driver, log)
     if victim == "driver":
-        driver.kill()
-        driver.wait()
-        driver = _started(home, run)
-    else:
-        _a_worker(driver.pid).kill()
-    _ended(driver)
-    return Kill(victim, reached, round(time.monotonic() - started, 1), same_bits(whole, _final(home, run)))
+        with _driver(bench, run, log) as driver:
+            _await(driver, log)
+    return Kill(victim, reached, round(time.monotonic() - started, 1), same_bits(whole, _final(bench.scratch, run)))
 
 
-def _started(home: Path, run: str) -> subprocess.Popen[str]:
-    config = home / "recipe.yaml"
+def _words(bench: Bench, run: str) -> list[str]:
+    config = bench.scratch / "recipe.yaml"
     config.write_text(json.dumps(RECIPE))
-    words = ("train", "--config", str(config), "--name", run, "--resume", "auto")
-    return subprocess.Popen(  # noqa: S603 - our own command
-        [sys.executable, "-m", "rayapp.cli", *words],
-        env=os.environ | {"RAYAPP_HOME": str(home), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return [sys.executable, "-m", "rayapp.cli", "train", "--config", str(config), "--name", run, "--resume", "auto"]
 
 
-def _ended(driver: subprocess.Popen[str]) -> None:
-    _, errors = driver.communicate(timeout=TIMEOUT_S)
-    if driver.returncode:
-        raise SystemExit(f"rayapp train failed: {errors}")
+def _variables(bench: Bench) -> dict[str, str]:
+    uri = f"sqlite:///{bench.scratch / 'mlflow.db'}"
+    home = {"RAYAPP_HOME": str(bench.scratch), "MLFLOW_TRACKING_URI": uri, "RAY_TMPDIR": str(bench.scratch)}
+    return home | {"OMP_NUM_THREADS": "1"}
+
+
+@contextlib.contextmanager
+def _driver(bench: Bench, run: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+    with servers.started(_words(bench, run), _variables(bench), log) as (_, process):
+        yield process
+
+
+def _await(driver: subprocess.Popen[bytes], log: Path) -> None:
+    try:
+        code = driver.wait(TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise RayAppError(f"rayapp train did not end in {TIMEOUT_S:g} s; {log}: {servers.tail(log)}") from error
+    if code:
+        raise RayAppError(f"rayapp train ended with code {code}; {log}: {servers.tail(log)}")
 
 
 def _a_worker(driver: int) -> psutil.Process:
@@ -134,15 +160,8 @@ def _newest_step(home: Path, run: str) -> int:
 def _final(home: Path, run: str) -> dict[str, Any]:
     found = Checkpoints(str(home / "runs"), run).newest()
     if found is None:
-        raise SystemExit(f"run {run} left no checkpoint")
+        raise RayAppError(f"run {run} left no checkpoint")
     return found[1]
-
-
-def _show(console: Console, kills: Sequence[Kill]) -> None:
-    table = Table("victim", "after step", "seconds", "bits", title=f"SIGKILL in runs of {NUM_STEPS} steps")
-    for kill in kills:
-        table.add_row(kill.victim, str(kill.step), f"{kill.seconds:.0f}", "the same" if kill.same_bits else "DIFFERENT")
-    console.print(table)
 
 
 if __name__ == "__main__":

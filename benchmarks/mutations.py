@@ -1,8 +1,8 @@
 """`make bench-mutations`: thousands of damaged requests to a server; each has to be answered as the contract says.
 
-    python benchmarks/mutations.py                                    # a server of its own, with a tiny model
-    python benchmarks/mutations.py --url http://127.0.0.1:3000 --count 5000 --seed 0 --pid 1234
-    python benchmarks/mutations.py --seed 0 --only 1234               # one of them again, with its bytes
+    make bench-mutations                                              # a server of its own, with a tiny model
+    make bench-mutations ARGS='--url http://127.0.0.1:3000 --count 5000 --seed 0 --pid 1234'
+    make bench-mutations ARGS='--seed 0 --only 1234'                  # one of them again, with its bytes
 
 After each comes a good request, whose answer must not change. All are sent --rounds times: the memory of a server that
 keeps nothing is the same after the first round and after the last (the first fills what malloc keeps, for images of up
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import multiprocessing
 import sys
 import tempfile
@@ -31,37 +30,34 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs as a script too
-
-from benchmarks import conditions
+from benchmarks import conditions, frame
+from rayapp.errors import RayAppError
 from tests.contract.mutations import good, numbered
 from tests.contract.tiny import client_of, tiny_served
 from tests.contract.wire import Answer, complaint, same, send
 
 Address = tuple[str, int]
 SHOWN_BYTES = 3_000  # of a request that failed
+REQUEST_S = 0.03  # of one, and of the good one after it, about
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 where every answer was right, 1 where one was not."""
-    options = _options().parse_args(argv)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    conditions.show(console, {"machine": conditions.machine(), "versions": conditions.versions()})
-    with _server(options) as (address, pids):
-        if options.only is not None:
-            return _again(address, options.seed, options.only)
-        result = _rounds(address, pids, options, console)
-    print(json.dumps(result))
-    return 0 if result["valid"] else 1
+    """0 where every answer was right, 1 where one was not; 130 when interrupted."""
+    options = parser().parse_args(argv)
+    if options.only is None:
+        return frame.bench_main(parser(), measure, conclude, argv)
+    with _server(options) as (address, _):
+        return _again(address, options.seed, options.only)
 
 
-def _options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--url", help="server [default: one of its own, with a tiny model]")
+def parser() -> frame.Parser:
+    """The command line."""
+    parser = frame.Parser("mutations", __doc__, quick={"count": 200, "rounds": 1})
+    parser.add_argument("--url", help="server [one of its own, with a tiny model]")
     parser.add_argument("--pid", type=int, action="append", default=[], help="process to weigh; may be repeated")
-    parser.add_argument("--count", type=int, default=5000, help="requests a round [default: 5000]")
-    parser.add_argument("--rounds", type=int, default=3, help="how often all are sent [default: 3]")
-    parser.add_argument("--seed", type=int, default=0, help="which requests [default: 0]")
+    parser.add_argument("--count", type=frame.count, default=5000, help="requests a round [5000]")
+    parser.add_argument("--rounds", type=frame.count, default=3, help="how often all are sent [3]")
+    parser.add_argument("--seed", type=int, default=0, help="which requests [0]")
     parser.add_argument("--only", type=int, help="send one request of the seed and show it")
     return parser
 
@@ -71,55 +67,64 @@ def _options() -> argparse.ArgumentParser:
 
 @dataclass
 class Round:
-    """What came of all requests, once."""
+    """What came of all requests, once. statuses: how many answers by what was damaged, and by their status."""
 
-    statuses: Counter[tuple[str, str]] = field(default_factory=Counter)  # (layer, status)
+    statuses: dict[str, dict[str, int]] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
     slowest: tuple[float, str] = (0.0, "")
     seconds: float = 0.0
     rss_mib: float = 0.0
 
 
-def _rounds(address: Address, pids: Sequence[int], options: argparse.Namespace, console: Console) -> dict[str, Any]:
-    usual = send(address, good())
-    if usual is None or usual.status != 200:
-        return {"valid": False, "faults": [f"a good request is answered {usual}"]}
-    before_mib = _rss_mib(pids)
-    if pids:
-        console.print(f"before: the server takes {before_mib:.0f} MiB")
-    rounds = []
-    for number in range(1, options.rounds + 1):
-        one = _round(address, usual, options)
-        one.rss_mib = _rss_mib(pids)
-        weight = f", the server takes {one.rss_mib:.0f} MiB" if pids else ""
-        console.print(
-            f"round {number}: {options.count} requests in {one.seconds:.0f} s, {len(one.faults)} faults{weight}"
-        )
-        rounds.append(one)
+Bench = frame.Bench[Round]
+
+
+def measure(bench: Bench) -> None:
+    """All rounds."""
+    options = bench.options
+    where = {"versions": conditions.versions(), "requests": f"{options.count} a round, seed {options.seed}"}
+    bench.begin(where, num_rows=options.rounds, seconds=20 + options.rounds * options.count * REQUEST_S)
+    with _server(options) as (address, pids):
+        usual = send(address, good())
+        if usual is None or usual.status != 200:
+            raise RayAppError(f"a good request is answered {usual}; is the server ready?")
+        bench.more |= {"seed": options.seed, "rss_mib_before": _rss_mib(pids)}
+        for _ in range(options.rounds):
+            one = _round(address, usual, options)
+            one.rss_mib = _rss_mib(pids)
+            weight = f", the server takes {one.rss_mib:.0f} MiB" if pids else ""
+            bench.add(one, f"{options.count} requests in {one.seconds:.0f} s, {len(one.faults)} faults{weight}")
+
+
+def conclude(bench: Bench) -> dict[str, Any]:
+    """The statuses of the first round, the growth of memory and the faults."""
+    rounds, console = bench.rows, bench.console
     _show(console, rounds[0])
-    growth = rounds[-1].rss_mib / rounds[0].rss_mib - 1 if pids else None
+    growth = rounds[-1].rss_mib / rounds[0].rss_mib - 1 if rounds[0].rss_mib else None
     if growth is not None:
         console.print(f"memory from the first round to the last: {growth:+.1%}")
     faults = list(dict.fromkeys(fault for one in rounds for fault in one.faults))
     for fault in faults:
         console.print(fault, highlight=False, markup=False)
     return {
-        "valid": not faults, "requests": options.count * options.rounds, "seed": options.seed, "faults": faults,
-        "rss_mib": [round(mib, 1) for mib in (before_mib, *(one.rss_mib for one in rounds))], "growth": growth,
+        "passed": not faults, "requests": bench.options.count * len(rounds), "faults": faults,
+        "rss_mib": [round(one.rss_mib, 1) for one in rounds], "growth": growth,
     }  # fmt: skip
 
 
 def _round(address: Address, usual: Answer, options: argparse.Namespace) -> Round:
-    done = Round()
+    done, seen = Round(), Counter[tuple[str, str]]()
     started = time.perf_counter()
     for index in range(options.count):
         case = numbered(options.seed, index)
         began = time.perf_counter()
         answer = send(address, case)
         done.slowest = max(done.slowest, (time.perf_counter() - began, f"{index} {case.name}"))
-        done.statuses[case.layer, str(answer.status) if answer else "none"] += 1
+        seen[case.layer, str(answer.status) if answer else "none"] += 1
         if fault := complaint(case, answer) or _change(usual, send(address, good())):
             done.faults.append(f"--seed {options.seed} --only {index} ({case.name}): {fault}")
+    for (layer, status), num in sorted(seen.items()):
+        done.statuses.setdefault(layer, {})[status] = num
     done.seconds = time.perf_counter() - started
     return done
 
@@ -145,10 +150,10 @@ def _again(address: Address, seed: int, index: int) -> int:
 
 
 def _show(console: Console, one: Round) -> None:
-    statuses = sorted({status for _, status in one.statuses})
+    statuses = sorted({status for found in one.statuses.values() for status in found})
     table = Table("damaged", *statuses, title="answers, by what was damaged (none: to a part of a request)")
-    for layer in sorted({layer for layer, _ in one.statuses}):
-        table.add_row(layer, *(str(one.statuses[layer, status] or "") for status in statuses))
+    for layer, found in one.statuses.items():
+        table.add_row(layer, *(str(found.get(status, "")) for status in statuses))
     console.print(table)
     console.print(f"slowest: {one.slowest[0]:.2f} s, {one.slowest[1]}", highlight=False, markup=False)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import resource
+import time
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
@@ -56,6 +58,35 @@ def machine_cpu_s() -> float:
     """CPU seconds that all programs have used so far, with what other guests of the host took."""
     times = psutil.cpu_times()
     return float(sum(times) - times.idle - getattr(times, "iowait", 0.0) - getattr(times, "guest", 0.0))
+
+
+class Strangers:
+    """What other programs use of the machine, from here on."""
+
+    def __init__(self) -> None:
+        self._machine_s, self._own_s = machine_cpu_s(), _used_s(resource.RUSAGE_SELF)
+        self._children_s, self._at = children_cpu_s(), time.monotonic()
+
+    def part(self, family_s: float = 0.0, *, ended: bool = False) -> float:
+        """The part (0-1) of the machine. family_s: CPU seconds of what is measured, as far as they were seen.
+
+        ended: it was a child of ours and has ended, so that the kernel tells of those of its processes that it awaited.
+        """
+        children_s = children_cpu_s() - self._children_s
+        ours_s = max(children_s, family_s) if ended else children_s + family_s
+        ours_s += _used_s(resource.RUSAGE_SELF) - self._own_s
+        strangers_s = machine_cpu_s() - self._machine_s - ours_s
+        return min(1.0, max(0.0, strangers_s / (time.monotonic() - self._at) / NUM_CORES))
+
+
+def children_cpu_s() -> float:
+    """CPU time of the children that have ended so far: servers run on, so what a run of a client adds is its own."""
+    return _used_s(resource.RUSAGE_CHILDREN)
+
+
+def _used_s(whose: int) -> float:
+    usage = resource.getrusage(whose)
+    return usage.ru_utime + usage.ru_stime
 
 
 def difference(after: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:

@@ -1,46 +1,55 @@
-"""What was measured, as tables for people and as JSON: medians, spreads, and ratios against the peers' best."""
+"""What was measured, as tables for people and as JSON: medians, spreads, and how they stand to targets.
+
+A run that failed has no figures. One that other programs disturbed has none that depend on time: it is not in a median,
+nor in a ratio, and a target that has no other runs is not judged.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from statistics import median
-from typing import Any, Literal
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from statistics import fmean, median, variance
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bare import ALL, Work
-from benchmarks.wrk import Load, Run
-
 CALM = 0.1  # part of the machine that strangers may use without a remark; the network's own work counts among them
-RAYAPP, BENTO, LIT = "rayapp", "bentoml", "litserve"
-ONE, EIGHT, MANY, BATCHES = Load(1), Load(8), Load(32), Load(4, batch=8)
-Figure = Literal["rate", "p50_ms", "p99_ms"]
+VERDICTS = {None: "not judged", True: "met", False: "MISSED"}
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One run of a load on one configuration of a server, in one round.
+class Column:
+    """How a figure is written. timed: it depends on how busy the machine is, so that a disturbed run has none."""
 
-    cpu_s is what its processes used, by role; others_cpu the part (0-1) of the machine that strangers used meanwhile.
+    form: str = ".2f"
+    timed: bool = True
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one contestant did once; case is what was asked of it, where there are several things.
+
+    figures: by the name of their column, which says the unit. others_cpu: the part (0-1) of the machine that strangers
+    used meanwhile. failed: why the figures are none. details: what else the JSON holds.
     """
 
-    group: str
     name: str
     round: int
-    load: Load
-    run: Run
-    cpu_s: Mapping[str, float]
+    figures: Mapping[str, float]
     others_cpu: float
+    case: str = ""
+    failed: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def remark(self) -> str:
         """Why this run is not to be trusted; nothing where it is."""
-        if self.run.errors:
-            return f"  INVALID: {self.run.errors} failed"
+        if self.failed:
+            return f"INVALID: {self.failed}"
         if self.others_cpu > CALM:
-            return f"  DISTURBED: other programs used {self.others_cpu:.0%} of the machine"
+            return f"DISTURBED: other programs used {self.others_cpu:.0%} of the machine"
         return ""
 
 
@@ -57,195 +66,194 @@ class Spread:
         """The spread of at least one value."""
         return cls(median(values), min(values), max(values))
 
-    def __str__(self) -> str:
-        return f"{short(self.median)} ({short(self.low)}-{short(self.high)})"
+    def __format__(self, form: str) -> str:
+        span = "" if self.low == self.high else f" ({self.low:{form}}-{self.high:{form}})"
+        return f"{self.median:{form}}{span}"
 
 
 @dataclass(frozen=True)
-class Target:
-    """How many times better than a peer's best configuration rayapp has to be."""
+class Finding:
+    """A figure of ours beside its target: at least limit, or at most. Without a limit it is told, and not judged.
 
-    load: Load
-    figure: Figure
-    peer: str
-    factor: float
+    value is None where no run counts.
+    """
 
-    def __str__(self) -> str:
-        words = {"rate": "images/s" if self.load.batch else "requests/s", "p50_ms": "p50", "p99_ms": "p99"}
-        return f"{words[self.figure]}, {self.load}"
-
-
-TARGETS = (
-    Target(MANY, "rate", BENTO, 10),
-    Target(MANY, "p99_ms", BENTO, 10),
-    Target(ONE, "p50_ms", BENTO, 2),
-    Target(BATCHES, "rate", BENTO, 8),
-    Target(MANY, "rate", LIT, 2.5),
-)
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """How many times better our configuration is than the peer's best, round by round."""
-
-    target: Target
+    what: str
     ours: str
-    theirs: str
-    times: Spread
+    value: float | None
+    said: str
+    limit: float | None = None
+    at_most: bool = False
+    against: str = ""
 
     @property
-    def met(self) -> bool:
-        """Whether the median reaches the target."""
-        return self.times.median >= self.target.factor
+    def met(self) -> bool | None:
+        """Whether the target is reached; None where it is not judged."""
+        if self.limit is None or self.value is None:
+            return None
+        return self.value <= self.limit if self.at_most else self.value >= self.limit
+
+
+@dataclass(frozen=True)
+class Versus:
+    """Ours against the best of theirs, round by round. least: the lower figure is the better one.
+
+    case, their_case: of which rows; both are the same where their_case is not given.
+    """
+
+    what: str
+    figure: str
+    ours: str
+    theirs: Sequence[str]
+    factor: float | None = None  # how many times better ours has to be
+    least: bool = False
+    case: str = ""
+    their_case: str | None = None
 
 
 # --- figures ----------------------------------------------------------------------------------------------------------
 
 
-def ratios(measured: Sequence[Measured]) -> list[Ratio]:
-    """Each target whose two sides were measured.
+@dataclass(frozen=True)
+class Report:
+    """The rows of a benchmark with the columns of their tables."""
 
-    Ours is one configuration for all targets, the one with the most requests/s at 32 clients. The peer may have
-    another best one for each.
-    """
-    found = []
-    ours = best([m for m in measured if m.group == RAYAPP and m.load == MANY], "rate")
-    for target in TARGETS:
-        of_load = [m for m in measured if m.load == target.load]
-        theirs = best([m for m in of_load if m.group == target.peer], target.figure)
-        if ours is None or theirs is None:
-            continue
-        mine = {m.round: _figure(m, target.figure) for m in of_load if m.name == ours}
-        peers = {m.round: _figure(m, target.figure) for m in of_load if m.name == theirs}
-        both = sorted(mine.keys() & peers.keys())
-        times = [mine[n] / peers[n] if target.figure == "rate" else peers[n] / mine[n] for n in both]
-        if times:
-            found.append(Ratio(target, ours, theirs, Spread.of(times)))
-    return found
+    columns: Mapping[str, Column]
+    rows: Sequence[Row]
+
+    def names(self, beginning: str = "", case: str | None = None) -> list[str]:
+        """The contestants whose names begin so, in the order of their first rows."""
+        rows = [row for row in self.rows if case is None or row.case == case]
+        return list(dict.fromkeys(row.name for row in rows if row.name.startswith(beginning)))
+
+    def values(self, name: str, figure: str, case: str = "") -> dict[int, float]:
+        """A figure by round, of the runs that count."""
+        return {
+            row.round: row.figures[figure]
+            for row in self.rows
+            if (row.name, row.case) == (name, case) and figure in row.figures and self.counts(row, figure)
+        }
+
+    def counts(self, row: Row, figure: str) -> bool:
+        """Whether a figure of a run may be shown and compared."""
+        return not row.failed and (row.others_cpu <= CALM or not self.columns[figure].timed)
+
+    def spread(self, name: str, figure: str, case: str = "") -> Spread | None:
+        """Over the rounds; None where no run counts."""
+        values = list(self.values(name, figure, case).values())
+        return Spread.of(values) if values else None
+
+    def best(self, names: Sequence[str], figure: str, case: str = "", *, least: bool = False) -> str | None:
+        """The contestant with the best median; None where no run counts."""
+        medians = {name: found.median for name in names if (found := self.spread(name, figure, case))}
+        return (min if least else max)(medians, key=medians.__getitem__) if medians else None
+
+    def ratio(self, versus: Versus) -> list[Finding]:
+        """How many times better ours is; nothing where one of the two was not measured."""
+        v, their_case = versus, versus.case if versus.their_case is None else versus.their_case
+        measured = [name for name in v.theirs if name in self.names(case=their_case)]
+        if v.ours not in self.names(case=v.case) or not measured:
+            return []
+        theirs = self.best(measured, v.figure, their_case, least=v.least) or measured[0]
+        mine, peers = self.values(v.ours, v.figure, v.case), self.values(theirs, v.figure, their_case)
+        times = [peers[n] / mine[n] if v.least else mine[n] / peers[n] for n in sorted(mine.keys() & peers.keys())]
+        found = Spread.of(times) if times else None
+        said = f"{found:.2f}" if found else "no undisturbed pair of runs"
+        return [Finding(v.what, v.ours, found.median if found else None, said, v.factor, against=theirs)]
+
+    def single(self, what: str, name: str, figure: str, limit: float | None, *, at_most: bool = False) -> list[Finding]:
+        """A figure of one contestant; nothing where it was not measured."""
+        if name not in self.names():
+            return []
+        found = self.spread(name, figure)
+        said = f"{found.median:{self.columns[figure].form}}" if found else "no undisturbed run"
+        return [Finding(what, name, found.median if found else None, said, limit, at_most)]
+
+    def difference(
+        self, what: str, figure: str, ours: str, theirs: str, *, paired: bool = True
+    ) -> tuple[Finding, float | None] | None:
+        """Ours less theirs, and the standard error of it (from two rounds on); None where one has no run that counts.
+
+        paired: what differs from round to round, as its seed, moves both alike; else the rounds are independent.
+        """
+        mine, peers = self.values(ours, figure), self.values(theirs, figure)
+        pairs = [mine[n] - peers[n] for n in sorted(mine.keys() & peers.keys())]
+        samples = [pairs] if paired else [list(mine.values()), list(peers.values())]
+        if not all(samples):
+            return None
+        mean = fmean(pairs) if paired else fmean(samples[0]) - fmean(samples[1])
+        known = min(map(len, samples)) > 1
+        error = math.sqrt(sum(variance(values) / len(values) for values in samples)) if known else None
+        said = f"{mean:+.4f}" + ("" if error is None else f" ± {error:.4f}")
+        return Finding(what, ours, mean, said, against=theirs), error
+
+    # --- tables -------------------------------------------------------------------------------------------------------
+
+    def line(self, row: Row) -> str:
+        """One run in one line, as it happens."""
+        said = "" if row.failed else "  ".join(f"{k} {row.figures[k]:{c.form}}" for k, c in self._of([row]).items())
+        return (
+            f"round {row.round + 1}  {row.name:<32} {row.case + '  ' if row.case else ''}{said}  {row.remark}".rstrip()
+        )
+
+    def show(self, console: Console, *, note: Callable[[Sequence[Row]], str] | None = None, heading: str = "") -> None:
+        """Print a table a case, a row a contestant: median (range) over the rounds that count."""
+        for case in dict.fromkeys(row.case for row in self.rows):
+            of_case = [row for row in self.rows if row.case == case]
+            columns = self._of(of_case)
+            table = Table("", *columns, *([heading] if note else []), title=case or None)
+            for name in dict.fromkeys(row.name for row in of_case):
+                runs = [row for row in of_case if row.name == name]
+                cells = [self._cell(runs, figure) for figure in columns]
+                table.add_row(name, *cells, *([note(runs)] if note else []))
+            console.print(table)
+
+    def _of(self, rows: Sequence[Row]) -> dict[str, Column]:
+        """The columns that some of the rows have."""
+        return {name: column for name, column in self.columns.items() if any(name in row.figures for row in rows)}
+
+    def _cell(self, runs: Sequence[Row], figure: str) -> str:
+        """The spread of the runs that count, else why there is none."""
+        found = self.spread(runs[0].name, figure, runs[0].case)
+        if found:
+            return f"{found:{self.columns[figure].form}}"
+        return next((row.remark.partition(":")[0] for row in runs if row.remark), "")
+
+    def conclude(
+        self, console: Console, findings: Sequence[Finding], *, judge: bool, speed_fails: bool
+    ) -> dict[str, Any]:
+        """Print what was found beside its targets. The JSON: every run and target, and whether all is well.
+
+        judge: whether targets count. speed_fails: whether one that is missed fails the benchmark.
+        """
+        found = [finding if judge else replace(finding, limit=None) for finding in findings]
+        show_findings(console, found)
+        valid, missed = not any(row.failed for row in self.rows), any(finding.met is False for finding in found)
+        return {
+            "passed": valid and not (missed and speed_fails),
+            "valid": valid,
+            "calm": all(row.others_cpu <= CALM for row in self.rows),
+            "targets": [rounded(asdict(finding)) | {"met": finding.met} for finding in found],
+            "runs": [_run(row) for row in self.rows],
+        }
 
 
-def best(measured: Sequence[Measured], figure: Figure) -> str | None:
-    """The configuration with the best median of a figure: the highest rate, the lowest latency."""
-    medians = {
-        name: median([_figure(m, figure) for m in measured if m.name == name])
-        for name in dict.fromkeys(m.name for m in measured)
-    }
-    if not medians:
-        return None
-    return (max if figure == "rate" else min)(medians, key=medians.__getitem__)
-
-
-def server_cpu_ms(runs: Sequence[Measured]) -> dict[str, float]:
-    """CPU milliseconds a request by role, over all runs, the largest first."""
-    total = sum(m.run.requests for m in runs)
-    roles = {role for m in runs for role in m.cpu_s}
-    spent = {role: 1000 * sum(m.cpu_s.get(role, 0.0) for m in runs) / total for role in roles}
-    return {role: ms for role, ms in sorted(spent.items(), key=lambda item: -item[1]) if ms >= 0.005}
-
-
-def _figure(measured: Measured, figure: Figure) -> float:
-    return measured.run.rate if figure == "rate" else float(getattr(measured.run, figure))
-
-
-# --- tables -----------------------------------------------------------------------------------------------------------
-
-
-def line(measured: Measured) -> str:
-    """One run in one line, as it happens."""
-    run = measured.run
-    return (
-        f"round {measured.round + 1}  {measured.name:<27} {measured.load!s:<24} {run.rate:6.0f} req/s"
-        f"  p50 {run.p50_ms:7.2f}  p99 {run.p99_ms:7.2f} ms{measured.remark}"
-    )
-
-
-def show(console: Console, measured: Sequence[Measured]) -> None:
-    """Print a table a load: median (range) over the rounds."""
-    for load in dict.fromkeys(m.load for m in measured):
-        of_load = [m for m in measured if m.load == load]
-        table = Table("server", "images/s", "p50 ms", "p99 ms", "CPU ms a request", title=str(load))
-        for name in dict.fromkeys(m.name for m in of_load):
-            runs = [m for m in of_load if m.name == name]
-            client_ms = 1000 * sum(m.run.client_cpu_s for m in runs) / sum(m.run.requests for m in runs)
-            spent = {**server_cpu_ms(runs), "client": client_ms}
-            table.add_row(
-                name + (" INVALID" if any(m.run.errors for m in runs) else ""),
-                str(Spread.of([m.run.rate * load.images for m in runs])),
-                str(Spread.of([m.run.p50_ms for m in runs])),
-                str(Spread.of([m.run.p99_ms for m in runs])),
-                ", ".join(f"{role} {ms:.2f}" for role, ms in spent.items()),
-            )
+def show_findings(console: Console, findings: Sequence[Finding]) -> None:
+    """Print a row a finding."""
+    table = Table("figure", "ours", "against", "found", "target", "")
+    for f in findings:
+        target = "" if f.limit is None else f"at {'most' if f.at_most else 'least'} {f.limit:.3g}"
+        table.add_row(f.what, f.ours, f.against, f.said, target, VERDICTS[f.met])
+    if findings:
         console.print(table)
 
 
-def show_ratios(console: Console, found: Sequence[Ratio]) -> None:
-    """Print how rayapp stands against each peer's best configuration."""
-    table = Table("figure", "rayapp", "against", "times better", "target", "", title="against the peers' best")
-    for ratio in found:
-        row = (str(ratio.target), ratio.ours, ratio.theirs, str(ratio.times), f"{ratio.target.factor:g}")
-        table.add_row(*row, "met" if ratio.met else "MISSED")
-    if found:
-        console.print(table)
+def _run(row: Row) -> dict[str, Any]:
+    figures = {} if row.failed else rounded(row.figures)
+    one = {"name": row.name, "case": row.case, "round": row.round, "remark": row.remark, **figures}
+    return one | {"others_cpu": round(row.others_cpu, 3), **row.details}
 
 
-def show_bare(console: Console, bare: Mapping[Work, Sequence[float]], measured: Sequence[Measured]) -> None:
-    """Print the bare model's throughput, and the part of it that rayapp reaches over HTTP at 32 clients."""
-    table = Table("without HTTP", "images/s", "µs an image and process", title="the bare model")
-    for work, values in bare.items():
-        spread = Spread.of(values)
-        table.add_row(str(work), str(spread), short(1e6 * work.num_processes / spread.median))
-    console.print(table)
-    for name, parts in fractions(bare, measured).items():
-        said = ", ".join(f"{part:.0%} of '{work}'" for work, part in parts.items())
-        console.print(f"{name} reaches over HTTP, at {MANY}: {said}", highlight=False, soft_wrap=True)
-
-
-def fractions(bare: Mapping[Work, Sequence[float]], measured: Sequence[Measured]) -> dict[str, dict[str, float]]:
-    """Part (0-1) of the bare throughputs that each configuration of rayapp reaches at 32 clients, by name and work.
-
-    The best batch size counts, in as many processes as do best.
-    """
-    runs = [m for m in measured if m.group == RAYAPP and m.load == MANY]
-    medians = {work: median(values) for work, values in bare.items()}
-    works = [max((w for w in medians if w.what == what), key=medians.__getitem__) for what in _whats(bare)]
-    return {
-        name: {str(w): median([m.run.rate for m in runs if m.name == name]) / medians[w] for w in works}
-        for name in dict.fromkeys(m.name for m in runs)
-    }
-
-
-def _whats(bare: Mapping[Work, Sequence[float]]) -> list[str]:
-    return [what for what in dict.fromkeys(work.what for work in bare) if what in ("model", ALL)]
-
-
-def as_json(
-    measured: Sequence[Measured], bare: Mapping[Work, Sequence[float]], found: Sequence[Ratio]
-) -> dict[str, Any]:
-    """Every run and ratio, whether all runs were valid, and whether the machine was calm."""
-    return {
-        "valid": not any(m.run.errors for m in measured),
-        "calm": not any(m.others_cpu > CALM for m in measured),
-        "ratios": [
-            {
-                "figure": str(ratio.target), "peer": ratio.target.peer, "rayapp": ratio.ours, "against": ratio.theirs,
-                "times": round(ratio.times.median, 2), "low": round(ratio.times.low, 2),
-                "high": round(ratio.times.high, 2), "target": ratio.target.factor, "met": ratio.met,
-            }
-            for ratio in found
-        ],
-        "bare_images_per_s": {str(work): [round(value) for value in values] for work, values in bare.items()},
-        "fractions_of_bare": fractions(bare, measured),
-        "runs": [
-            {
-                "server": m.name, "round": m.round, "clients": m.load.clients, "batch": m.load.batch,
-                "requests_per_s": round(m.run.rate, 1), "p50_ms": m.run.p50_ms, "p99_ms": m.run.p99_ms,
-                "errors": m.run.errors, "others_cpu": round(m.others_cpu, 3),
-            }
-            for m in measured
-        ],
-    }  # fmt: skip
-
-
-def short(value: float) -> str:
-    """A number with three figures or so."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def rounded(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same with four decimals at most."""
+    return {name: round(value, 4) if isinstance(value, float) else value for name, value in values.items()}

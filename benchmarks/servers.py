@@ -5,8 +5,8 @@ Each server is a tree of processes of its own with a port of its own; its output
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import signal
 import socket
 import subprocess
 import sys
@@ -14,10 +14,13 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import IO, Any
 
 import httpx
 import psutil
 
+from benchmarks import frame
+from benchmarks.frame import Bench
 from rayapp.config.env import Home
 from rayapp.errors import RayAppError
 from rayapp.registry.models import Registry
@@ -25,8 +28,10 @@ from rayapp.registry.tracking import Tracker
 from rayapp.registry.uris import ModelVersion
 
 ROOT = Path(__file__).resolve().parents[1]
-START_S = 120.0  # longest wait for the first answer
+START_S = 300.0  # longest wait for the first answer
 STOP_S = 45.0  # HAProxy drains what it has
+# What the shell may have set, and a contestant is not to be given by accident.
+UNSET = ("RAY_ADDRESS", "OMP_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -111,6 +116,21 @@ def rayapp(site: Site, scratch: Path, settings: Sequence[str] = (), *, num_repli
     )  # fmt: skip
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the benchmarks that work on one `rayapp serve`."""
+    parser.add_argument("--replicas", type=frame.count, default=2, help="replicas of rayapp serve [2]")
+    parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")
+
+
+@contextlib.contextmanager
+def champion(bench: Bench[Any], site: Site, log: str) -> Iterator[Server]:
+    """`rayapp serve` for the champion of a site, as a benchmark's options say."""
+    options = bench.options
+    command = rayapp(site, bench.scratch, options.serve_args.split(), num_replicas=options.replicas)
+    with running(command, options.logs / log) as server:
+        yield server
+
+
 def bentoml(python: Path, service: Path, scratch: Path, *, workers: int) -> Command:
     """`bentoml serve` of a service's file, with so many workers of one torch thread."""
     name = "VisionClassifier"
@@ -147,19 +167,40 @@ def running(command: Command, log: Path, *, port: int | None = None) -> Iterator
     """A server that answers inside the with block. Raises RayAppError with the end of its output where it does not."""
     ports = _FreePorts({"port": port} if port else {})
     words = [word.format_map(ports) for word in command.words]
-    variables = [f"{name}={value.format_map(ports)}" for name, value in command.variables.items()]
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as output:
-        started = subprocess.Popen(  # noqa: S603
-            ["env", *variables, *words],  # noqa: S607 - the rest of our own environment is kept
-            stdin=subprocess.DEVNULL, stdout=output, stderr=output, cwd=command.folder, start_new_session=True,
-        )  # fmt: skip
-    server = Server(f"http://127.0.0.1:{ports['port']}", psutil.Process(started.pid), log)
-    try:
-        wait_until_ready(server, command.ready, started)
+    variables = {name: value.format_map(ports) for name, value in command.variables.items()}
+    url = f"http://127.0.0.1:{ports['port']}"
+    with started(words, variables, log, folder=command.folder, url=url) as (server, process):
+        wait_until_ready(server, command.ready, process)
         yield server
+
+
+@contextlib.contextmanager
+def started(
+    words: Sequence[str],
+    variables: Mapping[str, str],
+    log: Path,
+    *,
+    folder: Path = ROOT,
+    url: str = "",
+    stdout: IO[bytes] | None = None,
+) -> Iterator[tuple[Server, subprocess.Popen[bytes]]]:
+    """A process in a session of its own, which ends with all its children when the with block does.
+
+    What it says goes to the end of log, but stdout to a file where one is given.
+    """  # fmt: skip
+    log.parent.mkdir(parents=True, exist_ok=True)
+    unset = [word for name in UNSET for word in ("-u", name)]
+    pairs = [f"{name}={value}" for name, value in variables.items()]
+    with log.open("ab") as output:
+        process = subprocess.Popen(  # noqa: S603
+            ["env", *unset, *pairs, *words],  # noqa: S607 - the rest of our own environment is kept
+            stdin=subprocess.DEVNULL, stdout=stdout or output, stderr=output, cwd=folder, start_new_session=True,
+        )  # fmt: skip
+    server = Server(url, psutil.Process(process.pid), log)
+    try:
+        yield server, process
     finally:
-        stop(server, started)
+        stop(server, process)
 
 
 def wait_until_ready(server: Server, ready: str, started: subprocess.Popen[bytes]) -> None:
@@ -189,11 +230,6 @@ def stop(server: Server, started: subprocess.Popen[bytes]) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     psutil.wait_procs(alive, timeout=5)
-
-
-def end_on_sigterm() -> None:
-    """SIGTERM ends this program as Ctrl-C does, with its servers: each is in a session of its own and would go on."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class _FreePorts(dict[str, int]):

@@ -6,14 +6,12 @@ broken files. Resident memory is read every 10 s; growth is that of the last rea
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import io
-import json
 import sys
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -21,14 +19,12 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
 from rich.table import Table
 
-from benchmarks import conditions, load, processes, servers
+from benchmarks import conditions, frame, load, processes, servers
 from benchmarks.load import Client, Question
 from benchmarks.peers.export import export
 from benchmarks.peers.network import build_model
-from rayapp.errors import RayAppError
 
 EVERY_S = 10.0
 CAPACITY_S = 10.0  # how long the server's capacity is measured
@@ -39,83 +35,73 @@ MODES = {"PNG": ("RGB", "RGBA", "P", "L"), "JPEG": ("RGB", "L", "CMYK"), "BMP": 
 MODES |= {"WEBP": ("RGB",), "TIFF": ("RGB",)}
 SIDES_PX = (17, 32, 224, 640)
 
-Reading = Mapping[str, float]  # MiB by role
+
+@dataclass(frozen=True)
+class Reading:
+    """The memory (MiB) by role at a time, and how many requests were answered until then, with what problems."""
+
+    mib: dict[str, float]
+    requests: int
+    problems: dict[str, int]
+
+
+Bench = frame.Bench[Reading]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """0 when no request failed and no role grew beyond LIMIT, else 1."""
-    parser = argparse.ArgumentParser(prog="make bench-soak", description=(__doc__ or "").splitlines()[0])
+    """0 when no request failed and no role grew beyond LIMIT, else 1; 130 when interrupted."""
+    return frame.bench_main(parser(), measure, conclude, argv)
+
+
+def parser() -> frame.Parser:
+    """The command line."""
+    parser = frame.Parser("soak", __doc__)
+    servers.add_options(parser)
     parser.add_argument("--minutes", type=float, default=30.0, help="length of the load [30]")
     parser.add_argument("--part", type=float, default=0.6, help="part (0-1) of the capacity that is used [0.6]")
-    parser.add_argument("--replicas", type=int, default=2, help="replicas of rayapp serve [2]")
-    parser.add_argument("--plot", type=Path, default=Path("bench-logs/soak.png"), help="where the plot goes")
-    parser.add_argument("--bundle", type=Path, help="a bundle to serve [one with random weights]")
-    parser.add_argument("--serve-args", default="", metavar="'--app.x Y'", help="more settings for rayapp serve")
-    parser.add_argument("--logs", type=Path, default=Path("bench-logs"), help="folder of the servers' output")
-    options = parser.parse_args(argv)
-    servers.end_on_sigterm()
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
-        with tempfile.TemporaryDirectory(prefix="rb-", dir="/tmp") as scratch:  # Ray's sockets need short paths
-            result = measure(options, Path(scratch), console)
-    except RayAppError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    print(json.dumps(result))
-    return 0 if result["fine"] else 1
+    parser.add_argument("--plot", type=frame.path, default="bench-logs/soak.png", help="where the plot goes")
+    parser.add_argument("--bundle", type=frame.path, help="a bundle to serve [one with random weights]")
+    return parser
 
 
-def measure(options: argparse.Namespace, scratch: Path, console: Console) -> dict[str, Any]:
-    """All that was measured, as one JSON object; a table goes to the console."""
-    where = {
-        "machine": conditions.machine(), "versions": conditions.versions(),
-        "load": f"{options.minutes:g} minutes at {options.part:.0%} of capacity, {options.replicas} replicas",
-    }  # fmt: skip
-    conditions.show(console, where)
-    site = servers.Site.at(scratch / "home")
-    site.promote(site.register(options.bundle or export(build_model(), scratch / "bundle").folder))
-    command = servers.rayapp(site, scratch, options.serve_args.split(), num_replicas=options.replicas)
-    with servers.running(command, options.logs / "soak.log") as server:
-        rate, client, readings = asyncio.run(_soak(server, options, console))
-    grown = {role: growth([r.get(role, 0.0) for r in readings]) for role in readings[-1]}
-    problems = load.failures(client.answers)
-    _show(console, readings, grown)
-    said = ", ".join(f"{problem}: {count}" for problem, count in problems.items()) or "none"
-    console.print(f"{len(client.answers):,} requests at {rate:.0f}/s, failed: {said}", highlight=False)
-    plot(readings, options.plot, every_s=_every_s(options.minutes * 60))
-    console.print(f"plot: {options.plot}", highlight=False)
-    return {
-        "conditions": where, "requests": len(client.answers), "requests_per_s": round(rate, 1),
-        "problems": dict(problems), "growth": {role: round(value, 4) for role, value in grown.items()},
-        "mib_at_end": {role: round(value) for role, value in readings[-1].items()},
-        "fine": not problems and max(grown.values()) <= LIMIT,
-    }  # fmt: skip
+def measure(bench: Bench) -> None:
+    """All readings."""
+    options, seconds = bench.options, bench.options.minutes * 60
+    load_said = f"{options.minutes:g} minutes at {options.part:.0%} of capacity, {options.replicas} replicas"
+    where = {"versions": conditions.versions(), "load": load_said}
+    bench.begin(where, num_rows=round(seconds / _every_s(seconds)), seconds=60 + seconds)
+    site = servers.Site.at(bench.scratch / "home")
+    site.promote(site.register(options.bundle or export(build_model(), bench.scratch / "bundle").folder))
+    with servers.champion(bench, site, "soak.log") as server:
+        frame.run_async(_soak(server, bench))
 
 
-async def _soak(
-    server: servers.Server, options: argparse.Namespace, console: Console
-) -> tuple[float, Client, list[Reading]]:
-    """The rate, the client with all its answers, and the readings of memory."""
+async def _soak(server: servers.Server, bench: Bench) -> None:
+    """Load at a part of what the server bears, and the readings of its memory meanwhile."""
     asked = mixed_questions()
     async with Client(server.url) as trial:
         fast = partial(load.closed_loop, trial, asked, clients=16)
         await load.during(asyncio.sleep(CAPACITY_S), lambda until: fast(until=until))
     capacity = sum(answer.good for answer in trial.answers) / CAPACITY_S
-    rate = max(1.0, options.part * capacity)
-    console.print(f"capacity for these requests: {capacity:.0f}/s, load: {rate:.0f}/s", highlight=False)
-    readings: list[Reading] = []
+    rate = max(1.0, bench.options.part * capacity)
+    bench.more["requests_per_s"] = round(rate, 1)
+    bench.console.print(f"capacity for these requests: {capacity:.0f}/s, load: {rate:.0f}/s", highlight=False)
     async with Client(server.url) as client:
         steady = partial(load.open_loop, client, asked, rate=rate)
-        await load.during(_read(server, options.minutes * 60, readings), lambda until: steady(until=until))
-    return rate, client, readings
+        await load.during(_read(server, client, bench), lambda until: steady(until=until))
+    bench.more |= {"requests": len(client.answers), "problems": dict(load.failures(client.answers))}
 
 
-async def _read(server: servers.Server, seconds: float, readings: list[Reading]) -> None:
-    """Read the memory again and again, for so many seconds."""
+async def _read(server: servers.Server, client: Client, bench: Bench) -> None:
+    """Read the memory again and again, for as long as the load lasts."""
+    seconds = bench.options.minutes * 60
     end_s = time.monotonic() + seconds
     while time.monotonic() < end_s:
         await asyncio.sleep(_every_s(seconds))
-        readings.append(processes.rss_mib(server.processes()))
+        problems = dict(load.failures(client.answers))
+        reading = Reading(processes.rss_mib(server.processes()), len(client.answers), problems)
+        said = f"{sum(reading.mib.values()):,.0f} MiB, {sum(problems.values())} of {reading.requests:,} requests failed"
+        bench.add(reading, said)
 
 
 def _every_s(seconds: float) -> float:
@@ -152,17 +138,31 @@ def growth(values: Sequence[float]) -> float:
     return last / first - 1 if first else 0.0
 
 
-def _show(console: Console, readings: Sequence[Reading], grown: Mapping[str, float]) -> None:
+def conclude(bench: Bench) -> dict[str, Any]:
+    """A row a role, and a plot."""
+    readings, last = bench.rows, bench.rows[-1]
     kept = readings[int(WARM_UP * len(readings)) :]
     window = max(1, int(WINDOW * len(kept)))
+    grown = {role: growth([r.mib.get(role, 0.0) for r in readings]) for role in last.mib}
     table = Table("processes", "first MiB", "last MiB", "growth", "", title=f"memory, {len(readings)} readings")
     for role, value in grown.items():
-        first, last = (median(r.get(role, 0.0) for r in part) for part in (kept[:window], kept[-window:]))
-        table.add_row(role, f"{first:.0f}", f"{last:.0f}", f"{value:+.1%}", "" if value <= LIMIT else "GROWS")
-    console.print(table)
+        first, latest = (median(r.mib.get(role, 0.0) for r in part) for part in (kept[:window], kept[-window:]))
+        table.add_row(role, f"{first:.0f}", f"{latest:.0f}", f"{value:+.1%}", "" if value <= LIMIT else "GROWS")
+    bench.console.print(table)
+    problems = bench.more.get("problems", last.problems)  # of all requests, once all are answered
+    said = ", ".join(f"{problem}: {count}" for problem, count in problems.items()) or "none"
+    bench.console.print(f"{bench.more.get('requests', last.requests):,} requests, failed: {said}", highlight=False)
+    plot([r.mib for r in readings], bench.options.plot, every_s=_every_s(bench.options.minutes * 60))
+    bench.console.print(f"plot: {bench.options.plot}", highlight=False)
+    return {
+        "requests": last.requests, "problems": last.problems,
+        "growth": {role: round(value, 4) for role, value in grown.items()},
+        "mib_at_end": {role: round(value) for role, value in last.mib.items()},
+        "passed": not problems and max(grown.values()) <= LIMIT,
+    }  # fmt: skip
 
 
-def plot(readings: Sequence[Reading], path: Path, *, every_s: float) -> None:
+def plot(readings: Sequence[Mapping[str, float]], path: Path, *, every_s: float) -> None:
     """Draw the memory of each role over time into a PNG."""
     from matplotlib.figure import Figure
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-import resource
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.processes import children_cpu_s
 from rayapp.errors import RayAppError
 
 SCRIPT = Path(__file__).with_name("post_image.lua")
@@ -80,11 +80,11 @@ def run(url: str, load: Load, *, image: Path, seconds: int) -> Run:
     """What so many seconds of load on the server at url gave. Raises RayAppError where wrk fails."""
     variables = [f"IMAGE={image}", *([f"BATCH={load.batch}"] if load.batch else [])]
     command = ["wrk", "-t1", f"-c{load.clients}", f"-d{seconds}s", f"--timeout={TIMEOUT_S}s", f"-s{SCRIPT}", url]
-    before = _children_cpu_s()
+    before = children_cpu_s()
     done = subprocess.run(["env", *variables, *command], capture_output=True, text=True, check=False)  # noqa: S603, S607
     if done.returncode:
         raise RayAppError(f"wrk failed: {(done.stderr or done.stdout).strip()[-400:]}")
-    return parse(done.stdout, client_cpu_s=_children_cpu_s() - before)
+    return parse(done.stdout, client_cpu_s=children_cpu_s() - before)
 
 
 def version() -> str:
@@ -94,9 +94,3 @@ def version() -> str:
     said = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)  # noqa: S607
     found = re.search(r"wrk (?:debian/)?(\S+)", said.stdout + said.stderr)
     return found[1] if found else "unknown"
-
-
-def _children_cpu_s() -> float:
-    """CPU time of the children that have ended so far: servers run on, so what a run adds is wrk's."""
-    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return usage.ru_utime + usage.ru_stime

@@ -41,7 +41,7 @@ from rayapp.vision.models import build_model
 from rayapp.vision.optim import TrainPlan, build_optimizer
 from rayapp.vision.state import TrainState
 
-VALIDATION_BATCH = 512  # as in rayapp/train/worker.py
+VALIDATION_BATCH = 512  # as in rayapp/compute/worker.py
 STUDY = "peer"
 
 

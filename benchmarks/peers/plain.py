@@ -74,9 +74,9 @@ def datasets(folder: Path) -> tuple[Cifar10, Cifar10]:
     return train, Cifar10(images_nhwc[val_rows], labels_n[val_rows].tolist(), transforms.Compose(normalise))
 
 
-def loader(dataset: Dataset[tuple[Tensor, int]], options: argparse.Namespace, *, train: bool) -> DataLoader[Tensor]:
+def loader(dataset: Cifar10, options: argparse.Namespace, *, train: bool) -> DataLoader[tuple[Tensor, int]]:
     """Batches of this process's share, where there are several processes."""
-    sampler = None
+    sampler: DistributedSampler[tuple[Tensor, int]] | None = None
     if dist.is_initialized():
         sampler = DistributedSampler(dataset, shuffle=train, seed=options.seed, drop_last=train)
     return DataLoader(
@@ -139,7 +139,7 @@ class Residual(nn.Sequential):
     """Layers whose outcome is added to what went in."""
 
     def forward(self, features_nchw: Tensor) -> Tensor:
-        return features_nchw + super().forward(features_nchw)
+        return features_nchw + super().forward(features_nchw)  # type: ignore[no-untyped-call]  # torch's own
 
 
 def build_optimizer(model: nn.Module, *, peak_lr: float, num_steps: int) -> tuple[torch.optim.SGD, OneCycleLR]:
@@ -178,7 +178,7 @@ class Trainer:
         images_nchw = images_nchw.to(self.device, non_blocking=True, memory_format=layout)
         return images_nchw, labels_n.to(self.device, non_blocking=True)
 
-    def train(self, batches: DataLoader[Tensor]) -> tuple[float, int]:
+    def train(self, batches: DataLoader[tuple[Tensor, int]]) -> tuple[float, int]:
         """Mean loss, and the images taken, of all processes."""
         self.network.train()
         total, num_images = torch.zeros((), device=self.device), 0
@@ -196,7 +196,7 @@ class Trainer:
         return total_loss / num_images, num_images
 
     @torch.inference_mode()
-    def validate(self, batches: DataLoader[Tensor]) -> tuple[float, float]:
+    def validate(self, batches: DataLoader[tuple[Tensor, int]]) -> tuple[float, float]:
         """Mean loss and accuracy (0-1) over all processes."""
         self.model.eval()
         total, num_hits, num_images = torch.zeros((), device=self.device), torch.zeros((), device=self.device), 0
