@@ -26,6 +26,7 @@ from rayapp.compute.runs import Run
 from rayapp.config import Home
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.settings import TrainSettings, validate
+from tests.processes import children, kill
 
 pytestmark = pytest.mark.timeout(1500)
 # 22 optimiser steps an epoch, 2 ranks; a checkpoint every 4 of them
@@ -95,12 +96,11 @@ def when(happened: Callable[[], bool], then: Callable[[], None]) -> threading.Th
 
 
 def a_worker() -> psutil.Process:
-    named = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
-    return next(p for p in named if psutil.Process() in p.parents())
+    return children(psutil.Process(), "RayTrainWorker")[0]
 
 
 def kill_a_worker() -> None:
-    a_worker().kill()
+    assert kill(a_worker())
 
 
 def test_F43_a_killed_worker_in_mid_epoch_changes_no_bit_of_the_result(

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -23,6 +22,7 @@ from rayapp.compute.progress import Board
 from rayapp.config import Home
 from rayapp.errors import ConfigError
 from rayapp.settings import TrainSettings, validate
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(1500)
 COMMAND = [sys.executable, "-m", "rayapp.cli", "train"]
@@ -228,9 +228,7 @@ def in_background(function: Callable[[], None]) -> threading.Thread:
 @pytest.fixture
 def mlflow_server(tmp_path: Path) -> Iterator[Callable[[], tuple[str, subprocess.Popen[bytes]]]]:
     """Starts an MLflow server, each time the same one on the same port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     servers: list[subprocess.Popen[bytes]] = []
 
     def start() -> tuple[str, subprocess.Popen[bytes]]:

@@ -17,6 +17,7 @@ from rayapp import config, doctor
 from rayapp.config import Home
 from rayapp.errors import RayAppError
 from rayapp.settings import DoctorSettings
+from tests.ports import free_port
 
 NAMES = "python packages cores memory disk home accelerator ray mlflow data port".split()  # noqa: SIM905
 Disk = namedtuple("Disk", "total used free")
@@ -43,12 +44,6 @@ def server() -> Iterator[str]:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
