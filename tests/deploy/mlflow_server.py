@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -25,16 +24,11 @@ import pytest
 
 from tests.deploy.chart_rules import Json, Sourced, of_kind
 from tests.deploy.tools import missing, run, tool
+from tests.ports import free_port
+from tests.processes import of_session, written_by
 
 SERVICE = "mlflow.mlflow.svc.cluster.local:5000"  # what clients in the cluster call it
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
 
 
 def until(what: str, is_so: Callable[[], bool], timeout_s: float = 180) -> None:
@@ -190,25 +184,11 @@ class Container:
 
     def processes(self) -> list[Path]:
         """Of /proc: its own process and all that it started."""
-        return [path for path in Path("/proc").glob("[0-9]*") if _session(path) == self.process.pid]
+        return of_session(self.process.pid)
 
     def open_for_writing(self) -> set[Path]:
         """Files that its processes have open to write, devices and pipes aside."""
-        links = [link for process in self.processes() for link in (process / "fd").iterdir()]
-        flags = {
-            link: (link.parents[1] / "fdinfo" / link.name).read_text().split("flags:")[1].split()[0] for link in links
-        }
-        targets = {
-            Path(os.readlink(link)) for link, octal in flags.items() if int(octal, 8) & (os.O_WRONLY | os.O_RDWR)
-        }
-        return {file for file in targets if file.is_file()}
-
-
-def _session(process: Path) -> int | None:
-    try:
-        return int((process / "stat").read_text().rpartition(")")[2].split()[3])
-    except (OSError, IndexError):  # it has just ended
-        return None
+        return {file for process in self.processes() for file in written_by(process) if file.is_file()}
 
 
 @dataclass

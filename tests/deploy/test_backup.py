@@ -9,7 +9,6 @@ import json
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -24,6 +23,7 @@ import pytest
 
 from tests.deploy.machine import OUTPUTS, Machine, make_machine, write_program
 from tests.deploy.tools import missing, run, tool
+from tests.ports import free_port
 from tests.s3 import s3_server
 
 BUCKET = OUTPUTS["bucket"]
@@ -56,12 +56,6 @@ def postgres_program(name: str) -> Path:
     if not found[-1].is_file():
         missing(f"{name} is not here (apt install postgresql): backup and restore are not tried")
     return found[-1]
-
-
-def free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,13 @@ from tests.deploy.mlflow_server import (
     Stack,
     answer,
     container,
-    free_port,
     mount,
     until,
     write_service,
 )
 from tests.deploy.tools import ROOT
+from tests.ports import free_port
+from tests.processes import contents
 
 CHART = ROOT / "cluster/charts/mlflow"
 PASSWORD = "se#c;r:et@ %p'q\"=x"  # RDS makes such ones, and an URI could not hold it
@@ -237,7 +238,7 @@ def test_metrics_need_no_account_on_their_own_port(stack: Stack) -> None:
 def exposed(server: Container, secret: str) -> list[str]:
     """Arguments and environments of its processes that hold the secret: what `ps` and a look into /proc show."""
     files = [process / name for process in server.processes() for name in ("cmdline", "environ")]
-    return [file.name for file in files if file.exists() and secret.encode() in file.read_bytes()]
+    return [file.name for file in files if secret.encode() in contents(file)]
 
 
 def test_the_databases_password_is_in_no_argument_and_no_environment(stack: Stack, folder: Path) -> None:

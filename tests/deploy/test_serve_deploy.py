@@ -15,14 +15,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import psutil
 import pytest
 import yaml
 
 from rayapp.serve.haproxy import private_haproxy
 from tests.contract.tiny import encoded, picture
 from tests.deploy.manifests import Json, rendered, the
-from tests.e2e.heads import Head, free_ports, started_head
+from tests.e2e.heads import Head, started_head
+from tests.ports import free_port
+from tests.processes import listeners
 from tests.ray.test_serve import Site
 
 pytestmark = [
@@ -76,15 +77,16 @@ def until_ready(url: str, head: Head) -> None:
         time.sleep(0.5)
 
 
-def listening(port: int) -> str | None:
-    """The name of the process that listens on a port of this machine."""
-    there = psutil.net_connections("tcp")
-    pids = [one.pid for one in there if one.status == psutil.CONN_LISTEN and one.laddr.port == port and one.pid]
-    return psutil.Process(pids[0]).name() if pids else None
+def takes_requests(port: int) -> set[str]:
+    """The names of the processes that listen on it. HAProxy gives way to a new one whenever the replicas change."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not (found := listeners(port)):
+        assert time.monotonic() < deadline
+    return found
 
 
 def test_the_rendered_config_serves(service: Json, head: Head, tmp_path: Path):
-    (port,) = free_ports(1)
+    port = free_port()
     keys = tmp_path / "keys.sha256"
     keys.write_text(f"{hashlib.sha256(KEY.encode()).hexdigest()}  -\n")
     file = tmp_path / "serve.yaml"
@@ -98,6 +100,6 @@ def test_the_rendered_config_serves(service: Json, head: Head, tmp_path: Path):
     answer = httpx.post(f"{url}/predict_image", files={"image": ("a.png", image)}, headers=bearer, timeout=60)
     assert (answer.status_code, answer.headers["x-model-version"]) == (200, "1")
     assert httpx.post(f"{url}/predict_image", files={"image": ("a.png", image)}, timeout=60).status_code == 401
-    assert listening(port) == "haproxy", "HAProxy takes the requests"
+    assert takes_requests(port) == {"haproxy"}
     status = yaml.safe_load(head.stdout("serve", "status"))
     assert status["applications"]["vision"]["status"] == "RUNNING"

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,18 +16,11 @@ from typing import Any
 
 import psutil
 
+from tests.ports import free_port
+from tests.processes import children, command, kill
+
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for one in sockets:
-        one.bind(("127.0.0.1", 0))
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 class Head:
@@ -36,7 +28,7 @@ class Head:
 
     def __init__(self, folder: Path, home: Path, env: Mapping[str, str], flags: Sequence[str]) -> None:
         self._folder = folder
-        gcs, dashboard, agent = free_ports(3)
+        gcs, dashboard, agent = free_port(), free_port(), free_port()
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.environment = os.environ | env
         self.environment |= {
@@ -74,12 +66,10 @@ class Head:
 
     def kill(self) -> None:
         """SIGKILL of the head's node: of all its processes, jobs and their workers."""
-        for process in list(psutil.process_iter(["cmdline"])):
-            if str(self._folder) in " ".join(process.info["cmdline"] or []):
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    for each in [*process.children(recursive=True), process]:
-                        with contextlib.suppress(psutil.NoSuchProcess):
-                            each.kill()
+        for process in psutil.process_iter():
+            if str(self._folder) in command(process):
+                for each in [*children(process), process]:
+                    kill(each)
 
     def run(self, *words: str, timeout_s: float = 600) -> str:
         """stdout and stderr of a command, which must succeed."""

@@ -9,15 +9,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
+
+from tests.ports import free_port
+from tests.processes import running
 
 
 @pytest.mark.timeout(1500)
 def test_the_demo_passes_every_step_and_leaves_nothing_running(tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "rayapp.cli", "demo", "--port", str(port)],
         cwd=tmp_path,
@@ -36,10 +36,7 @@ def test_the_demo_passes_every_step_and_leaves_nothing_running(tmp_path: Path) -
     evaluated = [line for line in errors.splitlines() if line.startswith("PASS evaluate the second")]
     accuracy = float(evaluated[0].split("test accuracy ")[1].split()[0])
     assert accuracy >= 0.97
-    left = [
-        p.info for p in psutil.process_iter(["pid", "cmdline"]) if str(tmp_path) in " ".join(p.info["cmdline"] or [])
-    ]
-    assert left == []
+    assert running(str(tmp_path)) == []
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
     assert not (tmp_path / ".rayapp").exists()  # the demo has a home of its own

@@ -20,7 +20,9 @@ import pytest
 
 from rayapp.vision.bundle import GRAPH
 from tests.contract.tiny import encoded, picture
-from tests.ray.test_serve import Site, free_port
+from tests.ports import free_port
+from tests.processes import children, has_ended, kill, listened_on
+from tests.ray.test_serve import Site
 
 PATIENCE_S = 120.0
 PNG = encoded(picture())
@@ -43,15 +45,7 @@ class Server:
 
     def children(self, name: str) -> list[psutil.Process]:
         """The processes that this server has started, by a part of their command line."""
-        return [child for child in self.process.children(recursive=True) if name in " ".join(_command(child))]
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        words: list[str] = process.cmdline()
-    except psutil.NoSuchProcess:
-        return []
-    return words
+        return children(self.process, name)
 
 
 class Load:
@@ -129,12 +123,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def test_haproxys_pages_and_the_service_are_on_loopback_alone(server: Server):
+    until(lambda: len(server.children("/haproxy.cfg")) == 1)  # one that was replaced ends with its last connection
     (haproxy,) = server.children("/haproxy.cfg")
 
-    addresses = {one.laddr for one in haproxy.net_connections() if one.status == psutil.CONN_LISTEN}
+    addresses = listened_on(haproxy)
 
-    assert {address.ip for address in addresses} == {"127.0.0.1"}
-    assert server.port in {address.port for address in addresses}
+    assert {ip for ip, _ in addresses} == {"127.0.0.1"}
+    assert server.port in {port for _, port in addresses}
     assert len(addresses) == 3  # the service, statistics, metrics
 
 
@@ -186,8 +181,8 @@ def test_replica_that_is_killed_fails_no_request_and_its_successor_serves_the_sa
 
     with Load(server) as load:
         until(lambda: sum(load.got.values()) > 50)
-        victim.kill()
-        until(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE)
+        assert kill(victim)
+        until(lambda: has_ended(victim))
         until(lambda: len(replicas(server.metrics())) == 2)
 
     assert load.failed == {}

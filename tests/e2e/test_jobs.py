@@ -15,7 +15,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.e2e.heads import ROOT, Head, free_ports, json_line, started_head
+from tests.e2e.heads import ROOT, Head, json_line, started_head
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster]
 
@@ -42,7 +43,7 @@ def test_train_evaluate_promote_as_jobs_and_serve_deploy(head: Head, tmp_path: P
     assert json_line(head.submit("jobs/promote.py"))["verdict"] == "promoted"
 
     config = yaml.safe_load((ROOT / "serve_configs/local.yaml").read_text())
-    (config["http_options"]["port"],) = free_ports(1)
+    config["http_options"]["port"] = free_port()
     path = tmp_path / "local.yaml"
     path.write_text(yaml.safe_dump(config))
     head.run("serve", "deploy", str(path))

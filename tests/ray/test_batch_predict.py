@@ -32,6 +32,7 @@ from rayapp.registry.tracking import Tracker
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.predictor import Predictor
 from tests.contract.tiny import CLASSES, encoded, picture, write_tiny_bundle
+from tests.processes import children, kill
 from tests.ray.program import last_line
 from tests.s3 import s3_server
 
@@ -292,29 +293,20 @@ def test_a_process_that_is_killed_loses_nothing(home: Home, tmp_path: Path) -> N
 
     def kill_one() -> None:
         while not killed and not stop.wait(0.02):
-            for process in psutil.process_iter(["cmdline"]):
-                if "_DecodingAndPredicting" in " ".join(process.info["cmdline"] or []) and is_ours(process):
-                    process.kill()
-                    killed.append(process.pid)
-                    return
+            workers = children(psutil.Process(), "_DecodingAndPredicting")  # of this test's cluster alone
+            killed.extend(process.pid for process in workers[:1] if kill(process))
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    result, _ = predict(home, data, tmp_path / "out")
-    stop.set()
-    killer.join()
+    try:
+        result, _ = predict(home, data, tmp_path / "out")
+    finally:
+        stop.set()
+        killer.join()
 
     assert killed
     assert (result["images"], result["failed"]) == (300, 0)
     assert {key: row["probabilities"] for key, row in rows(tmp_path / "out").items()} == expected(home, data)
-
-
-def is_ours(process: psutil.Process) -> bool:
-    """Whether it is a worker of this test's cluster: another run of the tests may go on beside this one."""
-    try:
-        return psutil.Process() in process.parents()
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_what_cannot_work_is_said_at_once(home: Home, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from rayapp.config.parse import validate
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.train.checkpoints import Checkpoints
 from rayapp.train.record import Run
+from tests.processes import children, kill
 
 pytestmark = pytest.mark.timeout(1500)
 # 22 optimiser steps an epoch, 2 ranks; a checkpoint every 4 of them
@@ -96,12 +97,11 @@ def when(happened: Callable[[], bool], then: Callable[[], None]) -> threading.Th
 
 
 def a_worker() -> psutil.Process:
-    named = [p for p in psutil.process_iter(["cmdline"]) if "RayTrainWorker" in " ".join(p.info["cmdline"] or [])]
-    return next(p for p in named if psutil.Process() in p.parents())
+    return children(psutil.Process(), "RayTrainWorker")[0]
 
 
 def kill_a_worker() -> None:
-    a_worker().kill()
+    assert kill(a_worker())
 
 
 def test_F43_a_killed_worker_in_mid_epoch_changes_no_bit_of_the_result(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from rayapp.registry.uris import ModelVersion
 from rayapp.serve.app import start, stop
 from rayapp.vision.bundle import GRAPH
 from tests.contract.tiny import encoded, picture, write_tiny_bundle
+from tests.ports import free_port
 
 PATIENCE_S = 60.0  # an exchange takes 2 s on an idle machine
 
@@ -78,12 +78,6 @@ class Server:
             assert time.monotonic() < deadline
             httpx.post(f"{self.url}/predict_image", files={"image": ("a", data)}).raise_for_status()
             time.sleep(0.05)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.errors import ConfigError
 from rayapp.runtime.progress import Board
+from tests.ports import free_port
 
 pytestmark = pytest.mark.timeout(1500)
 COMMAND = [sys.executable, "-m", "rayapp.cli", "train"]
@@ -229,9 +229,7 @@ def in_background(function: Callable[[], None]) -> threading.Thread:
 @pytest.fixture
 def mlflow_server(tmp_path: Path) -> Iterator[Callable[[], tuple[str, subprocess.Popen[bytes]]]]:
     """Starts an MLflow server, each time the same one on the same port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     servers: list[subprocess.Popen[bytes]] = []
 
     def start() -> tuple[str, subprocess.Popen[bytes]]:

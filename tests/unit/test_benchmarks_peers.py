@@ -17,6 +17,7 @@ from rayapp.config.train import DataConfig, ModelConfig, OptimConfig
 from rayapp.config.tune import TuneSettings
 from rayapp.data import datasets
 from rayapp.vision.models import build_model
+from rayapp.vision.optim import TrainPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,14 +48,14 @@ def test_the_plain_script_has_our_model(name: str):
 
 
 def test_the_plain_script_has_our_optimiser_and_schedule():
-    config, steps, rates = OptimConfig(), 400, []
+    config, steps, rates = TrainPlan.of(OptimConfig(batch_size=256), num_images=45_000), 400, []
     optimizer, schedule = plain.build_optimizer(plain.build_model("resnet9"), peak_lr=config.peak_lr, num_steps=steps)
     for _ in range(steps):
         rates.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
 
-    ours = [config.peak_lr * lr_factor(config)((step + 0.5) / steps) for step in range(steps)]
+    ours = [config.lr_at((step + 0.5) / steps) for step in range(steps)]
 
     assert rates == pytest.approx(ours, abs=0.01 * config.peak_lr)
     groups = [(g["weight_decay"], {p.ndim for p in g["params"]} <= {1}) for g in optimizer.param_groups]

@@ -21,6 +21,7 @@ from rayapp.config import env
 from rayapp.config.commands import DoctorSettings
 from rayapp.config.env import Home
 from rayapp.errors import RayAppError
+from tests.ports import free_port
 
 NAMES = "python packages cores memory disk home accelerator ray mlflow data port".split()  # noqa: SIM905
 Disk = namedtuple("Disk", "total used free")
@@ -47,12 +48,6 @@ def server() -> Iterator[str]:
         threading.Thread(target=http.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{http.server_port}"
         http.shutdown()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 # --- the report -------------------------------------------------------------------------------------------------------

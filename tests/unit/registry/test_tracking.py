@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -23,15 +24,9 @@ from rayapp.errors import RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.spool import Spool
 from rayapp.registry.tracking import MetricLog, Tracker, connected
+from tests.ports import free_port
 
 from .conftest import new_run, registered, write_tiny_bundle
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class Server:
@@ -69,7 +64,8 @@ class Server:
 
     def kill(self) -> None:
         if self._process:
-            os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
