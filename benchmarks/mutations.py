@@ -35,8 +35,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from benchmarks import conditions
 from tests.contract.mutations import good, numbered
-from tests.contract.tiny import client_of, tiny_served
 from tests.contract.wire import Answer, complaint, same, send
+from tests.support.bundles import tiny_served
+from tests.support.serving import client_of
 
 Address = tuple[str, int]
 SHOWN_BYTES = 3_000  # of a request that failed

@@ -20,10 +20,11 @@ import pytest
 import yaml
 
 from rayapp.serve.haproxy import private_haproxy
-from tests.contract.tiny import encoded, picture
 from tests.deploy.manifests import Json, rendered, the
-from tests.e2e.heads import Head, free_ports, started_head
-from tests.ray.test_serve import Site
+from tests.e2e.heads import Head, started_head
+from tests.support.images import encoded, picture
+from tests.support.ports import free_ports
+from tests.support.site import Site
 
 pytestmark = [
     pytest.mark.timeout(900),

@@ -19,8 +19,9 @@ import psutil
 import pytest
 
 from rayapp.vision.bundle import GRAPH
-from tests.contract.tiny import encoded, picture
-from tests.ray.test_serve import Site, free_port
+from tests.support.images import encoded, picture
+from tests.support.ports import free_port
+from tests.support.site import Site
 
 PATIENCE_S = 120.0
 PNG = encoded(picture())

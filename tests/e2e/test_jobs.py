@@ -15,7 +15,8 @@ import pytest
 import yaml
 from mlflow import MlflowClient
 
-from tests.e2e.heads import ROOT, Head, free_ports, json_line, started_head
+from tests.e2e.heads import ROOT, Head, json_line, started_head
+from tests.support.ports import free_ports
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster]
 

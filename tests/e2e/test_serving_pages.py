@@ -28,8 +28,9 @@ from rayapp.registry.tracking import Tracker
 from rayapp.serve.metrics import Metrics
 from rayapp.vision.bundle import Bundle, write_bundle
 from rayapp.vision.models import build_model
-from tests.contract.tiny import CLASSES, SIDE_PX, encoded, picture, tiny_manifest
 from tests.e2e.pages import ELSEWHERE, MIGRATION, SERVING, Shell, blocks, commands, rows
+from tests.support.bundles import CLASSES, SIDE_PX, tiny_manifest
+from tests.support.images import encoded, picture
 
 SLOW = pytest.mark.timeout(600)
 BENTOML_PYTHON = os.environ.get("BENTOML_PYTHON")  # an interpreter that has bentoml, which is no dependency of ours

@@ -31,9 +31,10 @@ from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.predictor import Predictor
-from tests.contract.tiny import CLASSES, encoded, picture, write_tiny_bundle
 from tests.ray.program import last_line
-from tests.s3 import s3_server
+from tests.support.bundles import CLASSES, write_tiny_bundle
+from tests.support.images import encoded, picture
+from tests.support.servers import s3_server
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 Row = dict[str, Any]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from rayapp.registry.tracking import connected
-from tests.s3 import s3_server
+from tests.support.servers import s3_server
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,8 @@ from benchmarks.report import BATCHES, BENTO, LIT, MANY, ONE, RAYAPP, Measured, 
 from benchmarks.serving import picture
 from rayapp.errors import RayAppError
 from rayapp.serve.asgi import prediction
-from tests.contract.tiny import client_of, tiny_served
+from tests.support.bundles import tiny_served
+from tests.support.serving import client_of
 
 WRK = """Running 5s test @ http://127.0.0.1:3000
   1 threads and 32 connections

@@ -12,7 +12,7 @@ from rayapp.data.datasets import load
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
-from tests.unit.vision.test_bundle import written_for
+from tests.support.bundles import written_for
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from rayapp.errors import DataError
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.evaluate import dataset_of, evaluate_bundle, predict_all
 from rayapp.vision.predictor import Predictor
-from tests.unit.vision.test_bundle import written_for
+from tests.support.bundles import written_for
 
 
 @pytest.fixture(scope="module")

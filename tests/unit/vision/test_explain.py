@@ -22,8 +22,8 @@ from rayapp.errors import BundleError, ImageError
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, file_digest
 from rayapp.vision.explain import Explainer, Explanation, overlay
 from rayapp.vision.models import ARCHITECTURES, Classifier, build_model
-from tests.contract.tiny import tiny_manifest
-from tests.unit.vision.conftest import coloured_squares
+from tests.support.bundles import tiny_manifest
+from tests.support.images import coloured_squares
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 PX = 32  # side of the images that the colour network sees
