@@ -35,6 +35,7 @@ from tests.ray.program import last_line
 from tests.support.bundles import CLASSES, write_tiny_bundle
 from tests.support.images import encoded, picture
 from tests.support.servers import s3_server
+from tests.support.stores import home_at
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 Row = dict[str, Any]
@@ -44,7 +45,7 @@ Row = dict[str, Any]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """With a champion."""
     folder = tmp_path_factory.mktemp("home")
-    home = Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    home = home_at(folder)
     tracker, registry = Tracker(home.tracking_uri, home.artifacts), Registry(home.tracking_uri)
     run = tracker.open_run("rayapp", "tiny", {}, {})
     bundle = write_tiny_bundle(folder / "tiny")

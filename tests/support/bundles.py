@@ -30,17 +30,33 @@ SIDE_PX = 32
 
 
 def write_tiny_bundle(
-    folder: Path, *, seed: int = 0, classes: tuple[str, ...] = CLASSES, num_logits: int = 0, side_px: int = SIDE_PX
+    folder: Path,
+    *,
+    seed: int = 0,
+    classes: tuple[str, ...] = CLASSES,
+    num_logits: int = 0,
+    side_px: int = SIDE_PX,
+    **changes: Any,
 ) -> Bundle:
-    """A bundle whose weights come from seed; num_logits other than the number of classes makes a broken one."""
+    """A bundle whose weights come from seed; num_logits other than the number of classes makes a broken one.
+
+    changes: what else its manifest says.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     _write_graph(folder / GRAPH, seed, num_logits or len(classes), side_px)
     (folder / WEIGHTS).write_bytes(b"not used on a CPU")
     files = {name: file_digest(folder / name) for name in (WEIGHTS, GRAPH)}
     preprocess = PreprocessSpec(height_px=side_px, width_px=side_px)
-    manifest = tiny_manifest(class_names=classes, preprocess=preprocess, metrics={"val_accuracy": 0.5}, files=files)
+    usual = {"class_names": classes, "preprocess": preprocess, "metrics": {"val_accuracy": 0.5}, "files": files}
+    manifest = tiny_manifest(**(usual | changes))
     (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return Bundle.open(folder)
+
+
+def digits_bundle(folder: Path, info: DatasetInfo) -> Bundle:
+    """A tiny bundle for the digits, whose info this is."""
+    told = {"data": DataConfig(), "data_digest": info.digest, "mean": info.mean, "std": info.std}
+    return write_tiny_bundle(folder, classes=info.class_names, side_px=info.height_px, **told)
 
 
 def tiny_manifest(**changes: Any) -> Manifest:

@@ -10,6 +10,7 @@ from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
 from rayapp.registry.uris import ModelVersion
 from tests.support.bundles import write_tiny_bundle
+from tests.support.stores import home_at
 
 
 @dataclass
@@ -22,8 +23,7 @@ class Site:
     @classmethod
     def at(cls, folder: Path) -> Site:
         """A site with version 1 as champion."""
-        home = Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
-        folder.mkdir(parents=True, exist_ok=True)
+        home = home_at(folder)
         site = cls(home, Registry(home.tracking_uri))
         site.promote(site.register(1))
         return site

@@ -26,9 +26,10 @@ def _tables() -> bytes:
 
 
 def home_at(folder: Path) -> Home:
-    """A home with an empty store, in a folder that may be there already."""
+    """A home in a folder; where no store is there yet, with an empty one."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "mlflow.db").write_bytes(_tables())
+    if not (folder / "mlflow.db").exists():
+        (folder / "mlflow.db").write_bytes(_tables())
     return Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
 
 
