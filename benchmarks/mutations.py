@@ -33,8 +33,9 @@ from rich.table import Table
 from benchmarks import conditions, frame
 from rayapp.errors import RayAppError
 from tests.contract.mutations import good, numbered
-from tests.contract.tiny import client_of, tiny_served
 from tests.contract.wire import Answer, complaint, same, send
+from tests.support.bundles import tiny_served
+from tests.support.serving import client_of
 
 Address = tuple[str, int]
 SHOWN_BYTES = 3_000  # of a request that failed

@@ -10,7 +10,7 @@ from random import Random
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin
 
-from tests.contract.tiny import encoded, picture
+from tests.support.images import encoded, picture
 
 NUMBERS = (
     0, 1, 2, 3, 7, 8, 16, 32, 127, 128, 255, 256, 4096, 2**15 - 1, 2**15, 2**16 - 1, 2**16, 2**24, 2**31 - 1, 2**31,

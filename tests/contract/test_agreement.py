@@ -12,7 +12,9 @@ from rayapp.config.train import DataConfig
 from rayapp.data.datasets import load
 from rayapp.predict import Prediction, ask_server, predict_bytes
 from rayapp.vision.evaluate import predict_all
-from tests.contract.tiny import SIDE_PX, client_of, encoded, picture, tiny_served
+from tests.support.bundles import SIDE_PX, tiny_served
+from tests.support.images import encoded, picture
+from tests.support.serving import client_of
 
 NUM_IMAGES = 500
 # (format, file ending, colour modes it can hold)

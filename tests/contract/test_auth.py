@@ -17,7 +17,9 @@ from httpx import Client
 from rayapp.errors import ConfigError, RequestError
 from rayapp.predict import ask_server
 from rayapp.serve.auth import ApiKeys
-from tests.contract.tiny import client_of, encoded, picture, tiny_served
+from tests.support.bundles import tiny_served
+from tests.support.images import encoded, picture
+from tests.support.serving import client_of
 
 PAGE = Path(__file__).parents[2] / "docs/serving.md"
 KEY, OTHER = "k" * 32, "o" * 32

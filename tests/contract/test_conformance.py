@@ -8,7 +8,8 @@ import pytest
 from starlette.responses import PlainTextResponse
 
 from tests.contract import conformance
-from tests.contract.tiny import client_of, listening, tiny_served
+from tests.support.bundles import tiny_served
+from tests.support.serving import client_of, listening
 
 CHECKS = {
     name: check

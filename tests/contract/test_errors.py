@@ -17,7 +17,9 @@ from PIL import Image
 
 from rayapp.data.preprocess import UInt8Array
 from rayapp.serve.replica import Served
-from tests.contract.tiny import client_of, encoded, picture, tiny_served, tiny_version
+from tests.support.bundles import tiny_served, tiny_version
+from tests.support.images import encoded, picture
+from tests.support.serving import client_of
 
 UNEXPECTED = {"error": "An unexpected error has occurred, please check the server log."}
 PNG = encoded(picture(1))

@@ -27,8 +27,10 @@ from rayapp.vision.bundle import MANIFEST, WEIGHTS, Bundle, file_digest
 from rayapp.vision.explain import Explainer, overlay
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor
-from tests.contract.test_canary import eventually, model, pair_of_clients, serving, version
-from tests.contract.tiny import CLASSES, SIDE_PX, encoded, picture, tiny_version, write_tiny_bundle
+from tests.support.bundles import CLASSES, SIDE_PX, tiny_version, write_tiny_bundle
+from tests.support.images import encoded, picture
+from tests.support.serving import model, pair_of_clients, serving, version
+from tests.support.wait import eventually
 
 PNG = encoded(picture(3))
 

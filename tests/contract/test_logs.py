@@ -18,7 +18,8 @@ from httpx import Client, Response
 from prometheus_client.parser import text_string_to_metric_families
 
 from rayapp.serve.replica import Served
-from tests.contract.test_canary import PNGS, ask, ask_batch, eventually, gated, model, serving, version
+from tests.support.serving import PNGS, ask, ask_batch, gated, model, serving, version
+from tests.support.wait import eventually
 
 ON = {"access_log": True}
 ALWAYS = {"time", "request_id", "method", "path", "status", "seconds", "bytes_in", "client"}

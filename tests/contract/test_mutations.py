@@ -18,8 +18,10 @@ from PIL import Image
 
 from tests.contract.damage import bombs, corpus
 from tests.contract.mutations import LAYERS, PREDICT, case, good, numbered
-from tests.contract.tiny import client_of, encoded, picture, tiny_served
 from tests.contract.wire import Answer, Case, Layer, complaint, file_head, form, request, same, send
+from tests.support.bundles import tiny_served
+from tests.support.images import encoded, picture
+from tests.support.serving import client_of
 
 Address = tuple[str, int]
 # refused: over 8 bits, no format, numbers as text (Pillow reads 5 MB a second), or decoded before its size is known

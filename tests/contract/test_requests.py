@@ -14,7 +14,9 @@ from httpx import Client, Response
 from PIL import Image
 
 from rayapp.serve.asgi import prediction
-from tests.contract.tiny import CLASSES, SIDE_PX, client_of, encoded, picture, tiny_served
+from tests.support.bundles import CLASSES, SIDE_PX, tiny_served
+from tests.support.images import encoded, picture
+from tests.support.serving import client_of
 
 HEALTH = {"status": "healthy", "service": "mlflow_vision_classifier"}
 

@@ -20,18 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 from rayapp.serve import shadow
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica, Served
-from tests.contract.test_canary import (
-    PNGS,
-    Gate,
-    ask,
-    ask_batch,
-    eventually,
-    gated,
-    model,
-    serving,
-    version,
-)
-from tests.contract.tiny import CLASSES, encoded, picture
+from tests.support.bundles import CLASSES
+from tests.support.images import encoded, picture
+from tests.support.serving import PNGS, Gate, ask, ask_batch, gated, model, serving, version
+from tests.support.wait import eventually
 
 ALL = {"fraction": 1.0}
 Models = tuple[Served, Served]

@@ -24,8 +24,8 @@ import pytest
 
 from tests.deploy.chart_rules import Json, Sourced, of_kind
 from tests.deploy.tools import missing, run, tool
-from tests.ports import free_port
-from tests.processes import of_session, written_by
+from tests.support.ports import free_port
+from tests.support.processes import of_session, written_by
 
 SERVICE = "mlflow.mlflow.svc.cluster.local:5000"  # what clients in the cluster call it
 HTTP = urllib.request.build_opener(urllib.request.ProxyHandler({}))

@@ -23,8 +23,8 @@ import pytest
 
 from tests.deploy.machine import OUTPUTS, Machine, make_machine, write_program
 from tests.deploy.tools import missing, run, tool
-from tests.ports import free_port
-from tests.s3 import s3_server
+from tests.support.ports import free_port
+from tests.support.servers import s3_server
 
 BUCKET = OUTPUTS["bucket"]
 ARTIFACTS = {"1/models/m-1/artifacts/model.onnx": b"\0\1\2" * 999, "1/a run/números.json": b"{}", "2/empty": b""}

@@ -33,8 +33,8 @@ from tests.deploy.mlflow_server import (
     write_service,
 )
 from tests.deploy.tools import ROOT
-from tests.ports import free_port
-from tests.processes import contents
+from tests.support.ports import free_port
+from tests.support.processes import contents
 
 CHART = ROOT / "cluster/charts/mlflow"
 PASSWORD = "se#c;r:et@ %p'q\"=x"  # RDS makes such ones, and an URI could not hold it

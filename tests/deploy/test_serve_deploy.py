@@ -19,12 +19,12 @@ import pytest
 import yaml
 
 from rayapp.serve.haproxy import private_haproxy
-from tests.contract.tiny import encoded, picture
 from tests.deploy.manifests import Json, rendered, the
 from tests.e2e.heads import Head, started_head
-from tests.ports import free_port
-from tests.processes import listeners
-from tests.ray.test_serve import Site
+from tests.support.images import encoded, picture
+from tests.support.ports import free_port
+from tests.support.processes import listeners
+from tests.support.site import Site
 
 pytestmark = [
     pytest.mark.timeout(900),

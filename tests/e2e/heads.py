@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 
-from tests.ports import free_port
-from tests.processes import children, command, kill
+from tests.support.ports import free_port
+from tests.support.processes import children, command, kill
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

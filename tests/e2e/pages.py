@@ -15,7 +15,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 README, JOBS, MIGRATION, SERVING, TRAINING, TUNING = (

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.ports import free_port
-from tests.processes import running
+from tests.support.ports import free_port
+from tests.support.processes import running
 
 
 @pytest.mark.timeout(1500)

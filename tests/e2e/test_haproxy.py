@@ -19,10 +19,10 @@ import psutil
 import pytest
 
 from rayapp.vision.bundle import GRAPH
-from tests.contract.tiny import encoded, picture
-from tests.ports import free_port
-from tests.processes import children, has_ended, kill, listened_on
-from tests.ray.test_serve import Site
+from tests.support.images import encoded, picture
+from tests.support.ports import free_port
+from tests.support.processes import children, has_ended, kill, listened_on
+from tests.support.site import Site
 
 PATIENCE_S = 120.0
 PNG = encoded(picture())

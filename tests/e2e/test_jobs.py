@@ -16,7 +16,7 @@ import yaml
 from mlflow import MlflowClient
 
 from tests.e2e.heads import ROOT, Head, json_line, started_head
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 pytestmark = [pytest.mark.timeout(1500), pytest.mark.cluster]
 

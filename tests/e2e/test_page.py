@@ -21,7 +21,9 @@ from rayapp.serve.replica import Served
 from rayapp.vision.bundle import write_bundle
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor
-from tests.contract.tiny import CLASSES, SIDE_PX, client_of, encoded, picture, tiny_manifest, tiny_served, tiny_version
+from tests.support.bundles import CLASSES, SIDE_PX, tiny_manifest, tiny_served, tiny_version
+from tests.support.images import encoded, picture
+from tests.support.serving import client_of
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 # without a sandbox, because containers have none; the rest keeps the browser from calling home

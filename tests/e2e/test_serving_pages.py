@@ -28,8 +28,10 @@ from rayapp.registry.tracking import Tracker
 from rayapp.serve.metrics import Metrics
 from rayapp.vision.bundle import Bundle, write_bundle
 from rayapp.vision.models import build_model
-from tests.contract.tiny import CLASSES, SIDE_PX, encoded, picture, tiny_manifest
 from tests.e2e.pages import ELSEWHERE, MIGRATION, SERVING, Shell, blocks, commands, rows
+from tests.support.bundles import CLASSES, SIDE_PX, tiny_manifest
+from tests.support.images import encoded, picture
+from tests.support.stores import home_at
 
 SLOW = pytest.mark.timeout(600)
 BENTOML_PYTHON = os.environ.get("BENTOML_PYTHON")  # an interpreter that has bentoml, which is no dependency of ours
@@ -52,7 +54,6 @@ def network(folder: Path) -> Bundle:
 
 def fill(home: Home, bundle: Bundle) -> None:
     """Make a champion of the bundle, and a challenger of it that evaluate found to be better."""
-    home.folder.mkdir()
     registry, tracker = Registry(home.tracking_uri), Tracker(home.tracking_uri, home.artifacts)
     for alias, accuracy in (("champion", 0.8), ("challenger", 0.9)):
         run_id = tracker.open_run("documents", alias, params={}, tags={})
@@ -74,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The reader's folder, with a home that has models, and images."""
     folder = tmp_path_factory.mktemp("reader")
     home = folder / ".rayapp"
-    fill(Home(folder=home, tracking_uri=f"sqlite:///{home / 'mlflow.db'}"), network(folder / "network"))
+    fill(home_at(home), network(folder / "network"))
     (folder / "my-images").mkdir()
     for seed, name in enumerate(("photo.png", "other.png", "my-images/red.png", "my-images/blue.png")):
         picture(seed, height=120, width=200).save(folder / name)

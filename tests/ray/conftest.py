@@ -1,4 +1,4 @@
-"""A Ray cluster for the tests of a file, started by the first one that asks for it."""
+"""A Ray cluster for all tests of a process, started by the first one that asks for it."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    """A local cluster with 2 CPUs and no dashboard, in this process. At its end nothing may hold a CPU any more."""
+@pytest.fixture(scope="session")
+def one_cluster() -> Iterator[None]:
+    """A local cluster with 2 CPUs and no dashboard, in this process."""
     import ray
 
     folder = tempfile.mkdtemp(prefix="ra", dir="/tmp")  # short: a socket's path has at most 107 characters
@@ -26,9 +26,15 @@ def ray_cluster() -> Iterator[None]:
         _system_config={"worker_niceness": 0},  # as rayapp/runtime/start.py says
     )
     yield
-    held = what_holds_a_cpu(patience_s=60)
     ray.shutdown()
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def ray_cluster(one_cluster: None) -> Iterator[None]:
+    """That cluster, for the tests of a file: at their end nothing may hold a CPU any more."""
+    yield
+    held = what_holds_a_cpu(patience_s=60)
     assert not held, f"the tests of this file have left work that goes on: {held}"
 
 

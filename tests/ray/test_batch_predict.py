@@ -31,10 +31,12 @@ from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.predictor import Predictor
-from tests.contract.tiny import CLASSES, encoded, picture, write_tiny_bundle
-from tests.processes import children, kill
 from tests.ray.program import last_line
-from tests.s3 import s3_server
+from tests.support.bundles import CLASSES, write_tiny_bundle
+from tests.support.images import encoded, picture
+from tests.support.processes import children, kill
+from tests.support.servers import s3_server
+from tests.support.stores import home_at
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 Row = dict[str, Any]
@@ -44,7 +46,7 @@ Row = dict[str, Any]
 def home(tmp_path_factory: pytest.TempPathFactory) -> Home:
     """With a champion."""
     folder = tmp_path_factory.mktemp("home")
-    home = Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
+    home = home_at(folder)
     tracker, registry = Tracker(home.tracking_uri, home.artifacts), Registry(home.tracking_uri)
     run = tracker.open_run("rayapp", "tiny", {}, {})
     bundle = write_tiny_bundle(folder / "tiny")

@@ -14,49 +14,15 @@ from urllib.parse import unquote, urlparse
 import httpx
 import pytest
 
-from rayapp.config.env import Home
 from rayapp.config.serve import ServeArgs
 from rayapp.errors import ConfigError, RegistryError
-from rayapp.registry.models import Registry
-from rayapp.registry.tracking import Tracker
-from rayapp.registry.uris import ModelVersion
 from rayapp.serve.app import start, stop
 from rayapp.vision.bundle import GRAPH
-from tests.contract.tiny import encoded, picture, write_tiny_bundle
-from tests.ports import free_port
+from tests.support.images import encoded, picture
+from tests.support.ports import free_port
+from tests.support.site import Site
 
 PATIENCE_S = 60.0  # an exchange takes 2 s on an idle machine
-
-
-@dataclass
-class Site:
-    """A home with a registry, in which versions are made and the alias is moved."""
-
-    home: Home
-    registry: Registry
-
-    @classmethod
-    def at(cls, folder: Path) -> Site:
-        """A site with version 1 as champion."""
-        home = Home(folder=folder, tracking_uri=f"sqlite:///{folder / 'mlflow.db'}")
-        folder.mkdir(parents=True, exist_ok=True)
-        site = cls(home, Registry(home.tracking_uri))
-        site.promote(site.register(1))
-        return site
-
-    def register(self, seed: int) -> ModelVersion:
-        """A new version."""
-        folder = self.home.folder / "made" / str(seed)
-        write_tiny_bundle(folder, seed=seed)
-        tracker = Tracker(self.home.tracking_uri, self.home.artifacts)
-        run_id = tracker.open_run("serve", f"seed-{seed}", params={"model.name": "tiny"}, tags={})
-        source = self.registry.log_bundle(run_id, folder)
-        tracker.close_run(run_id, "FINISHED")
-        return self.registry.register(run_id, source)
-
-    def promote(self, version: ModelVersion) -> None:
-        """Point champion at a version."""
-        self.registry.set_alias(version, "champion")
 
 
 @dataclass

@@ -21,7 +21,8 @@ from mlflow import MlflowClient
 
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
-from tests.contract.tiny import encoded, picture, write_tiny_bundle
+from tests.support.bundles import write_tiny_bundle
+from tests.support.images import encoded, picture
 
 pytestmark = pytest.mark.timeout(1500)
 

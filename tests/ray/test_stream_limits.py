@@ -15,7 +15,7 @@ from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError
 from tests.ray.numbered import KINDS, STILL, numbered, numbers, parquet_set, part_of, streamed
 from tests.ray.program import last_line
-from tests.s3 import s3_server
+from tests.support.servers import s3_server
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 

@@ -31,7 +31,7 @@ from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.registry.models import Registry
 from rayapp.tune.record import find_sweep
-from tests.processes import children, kill
+from tests.support.processes import children, kill
 
 pytestmark = pytest.mark.timeout(1500)
 SPACE = {"optim.lr": {"log_uniform": [0.01, 2.0]}, "optim.momentum": {"uniform": [0.5, 0.99]}}

@@ -1,4 +1,4 @@
-"""Small data sets for the tests of this folder, as files on disk."""
+"""Small images, and data sets of them as files on disk."""
 
 from __future__ import annotations
 
@@ -7,12 +7,36 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
 from rayapp.config.train import DataConfig
 from rayapp.data.datasets import Dataset, load
+from rayapp.data.preprocess import Images
+
+
+def picture(seed: int = 0, *, height: int = 32, width: int = 32, mode: str = "RGB") -> Image.Image:
+    """A noisy image."""
+    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(noise).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    """The bytes of an image file."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def coloured_squares(n: int, *, classes: int = 3, px: int = 8, seed: int = 0) -> Images:
+    """n noisy images whose strongest channel is their class."""
+    rng = np.random.default_rng(seed)
+    labels_n = np.arange(n) % classes
+    images_nhwc = rng.integers(0, 120, (n, px, px, 3))
+    images_nhwc[np.arange(n), :, :, labels_n] += 100
+    return Images(images_nhwc.astype(np.uint8), labels_n.astype(np.int64))
 
 
 def png(value: int, *, size: tuple[int, int] = (16, 12), mode: str = "RGB") -> bytes:

@@ -17,7 +17,8 @@ from benchmarks.report import Column, Finding, Report, Row, Versus
 from benchmarks.serving import MANY, ONE
 from benchmarks.training import AS_USUAL, FIT_2, PLAIN_2, PLAIN_2_CL, RAYAPP_2, Epoch
 from rayapp.errors import RayAppError
-from tests.contract.tiny import client_of, tiny_served
+from tests.support.bundles import tiny_served
+from tests.support.serving import client_of
 
 WRK = """Running 5s test @ http://127.0.0.1:3000
 RESULT requests=11342 seconds=5.021 p50_ms=13.900 p90_ms=18.200 p99_ms=27.010 non2xx=0 socket=0 timeout=0

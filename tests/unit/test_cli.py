@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -60,49 +58,3 @@ def test_models_says_what_to_do_when_there_are_none(capsys: pytest.CaptureFixtur
     assert "no model is registered yet; make one with: rayapp train" in capsys.readouterr().out
     assert run("models", ["--json"], prog="rayapp models") == 0
     assert json.loads(capsys.readouterr().out) == {"models": []}
-
-
-def test_help_is_there_in_the_first_second() -> None:
-    """torch, Ray and MLflow take seconds to import, so the page must not need them."""
-    code = "import sys; from rayapp.cli import main; main(['train', '--help'])"
-    loaded = "print([m for m in ('torch', 'ray', 'mlflow', 'onnxruntime') if m in sys.modules])"
-    script = f"import sys\ntry:\n exec({code!r})\nexcept SystemExit:\n pass\n{loaded}"
-    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "[]"
-    assert "--optim.label_smoothing" in out
-
-
-@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGINT", 130)])
-def test_a_verb_without_ray_ends_with_the_code_of_its_signal_and_closes_once(name: str, code: int) -> None:
-    """`timeout` and supervisors send SIGTERM a second time, which must not cut off what closes the runs."""
-    verb = f"""
-import signal, sys, time, types
-from rayapp import cli
-from rayapp.config.commands import ModelsSettings
-def stopped(settings, home):
-    try:
-        signal.raise_signal(signal.{name})
-    finally:
-        signal.raise_signal(signal.SIGTERM) if {name!r} == "SIGTERM" else None
-        print("closed")
-sys.modules["stopping"] = types.SimpleNamespace(stopped=stopped)
-cli.VERBS["stopped"] = cli.Verb(ModelsSettings, "stopping:stopped")
-sys.exit(cli.main(["stopped"]))
-"""
-    done = subprocess.run([sys.executable, "-c", verb], capture_output=True, text=True, check=False)
-    assert done.returncode == code, done.stderr
-    assert done.stdout == "closed\n"
-    assert done.stderr == f"rayapp stopped was stopped by {'SIGTERM' if code == 143 else 'Ctrl-C'}\n"
-
-
-def test_a_table_of_models_imports_what_a_table_needs() -> None:
-    """torch and torchvision made `rayapp models` take 10 seconds, for a database query."""
-    heavy = ("torch", "torchvision", "ray", "sklearn", "onnxruntime", "matplotlib")
-    code = f"""
-import sys
-from rayapp.cli import main
-assert [main([verb]) for verb in ("models", "promote", "rollback")] == [0, 1, 1]
-print([name for name in {heavy} if name in sys.modules])
-"""
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.splitlines()[-1] == "[]"

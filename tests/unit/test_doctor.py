@@ -21,7 +21,7 @@ from rayapp.config import env
 from rayapp.config.commands import DoctorSettings
 from rayapp.config.env import Home
 from rayapp.errors import RayAppError
-from tests.ports import free_port
+from tests.support.ports import free_port
 
 NAMES = "python packages cores memory disk home accelerator ray mlflow data port".split()  # noqa: SIM905
 Disk = namedtuple("Disk", "total used free")

@@ -7,13 +7,13 @@ hand: that there are no circles says enough.
 from __future__ import annotations
 
 import ast
-import subprocess
-import sys
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
+
+from tests.support.layers import SERVE_NEVER
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,10 +35,6 @@ FLOORS = [
     {"jobs"},
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
-# Serving answers with a bundle alone: data sets and training stay away from it.
-SERVE_NEVER = {"data.datasets", "data.sources", "data.files", "data.cache", "data.chunks", "data.unlabelled"}
-SERVE_NEVER |= {"data.torchvision_sets", "data.labels"}
-SERVE_NEVER |= {f"vision.{name}" for name in ("augment", "loaders", "state", "loop", "plots", "evaluate")}
 # Who may import a library of the outer world; anyone may import the others.
 OWNERS = {
     "mlflow": {"registry"},
@@ -242,34 +238,3 @@ def test_a_circle_inside_a_folder_is_found(tmp_path):
 
     assert "circle" in sentence
     assert "vision.loop" in sentence
-
-
-def test_data_and_vision_import_without_ray_and_mlflow():
-    paths = [*ROOT.glob("rayapp/data/[!_]*.py"), *ROOT.glob("rayapp/vision/[!_]*.py")]
-    modules = sorted(f"rayapp.{path.parent.name}.{path.stem}" for path in paths)
-    blocked = ["ray", "mlflow", "starlette", "fastapi", "httpx", "boto3", "orjson", "prometheus_client", "psutil"]
-    code = f"""
-import importlib, sys
-for name in {blocked}:
-    sys.modules[name] = None  # importing it raises ImportError
-for name in {modules}:
-    importlib.import_module(name)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
-
-    assert done.returncode == 0, done.stderr
-
-
-def test_serve_loads_no_data_set_and_no_training_code():
-    modules = sorted(f"rayapp.serve.{path.stem}" for path in ROOT.glob("rayapp/serve/[!_]*.py"))
-    never = [*sorted(f"rayapp.{name}" for name in SERVE_NEVER), "rayapp.train", "rayapp.tune"]
-    code = f"""
-import importlib, sys
-for name in {modules}:
-    importlib.import_module(name)
-loaded = [name for name in {never} if name in sys.modules]
-sys.exit(f"loaded by serving: {{loaded}}" if loaded else 0)
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
-
-    assert done.returncode == 0, done.stderr

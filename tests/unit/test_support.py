@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests import ports, processes
+from tests.support import ports, processes
 
 
 @pytest.fixture

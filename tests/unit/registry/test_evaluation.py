@@ -12,7 +12,8 @@ from rayapp.data.datasets import load
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
-from tests.unit.vision.test_bundle import written_for
+from tests.support.bundles import digits_bundle
+from tests.support.stores import home_at
 
 
 @pytest.fixture
@@ -20,9 +21,9 @@ def registered(tmp_path: Path) -> Home:
     """A home whose model version 1 is an untrained model of the digits."""
     from rayapp.config.train import DataConfig
 
-    home = Home(folder=tmp_path, tracking_uri=f"sqlite:///{tmp_path / 'mlflow.db'}")
+    home = home_at(tmp_path)
     info = load(DataConfig(), home.data).info
-    written_for(tmp_path / "bundle", info)
+    digits_bundle(tmp_path / "bundle", info)
     run_id = Tracker(home.tracking_uri, home.artifacts).open_run("rayapp", "a run", {}, {})
     registry = Registry(home.tracking_uri)
     registry.register(run_id, registry.log_bundle(run_id, tmp_path / "bundle"))

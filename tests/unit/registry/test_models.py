@@ -15,8 +15,8 @@ from rayapp.errors import BundleError, RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import MetricLog, Tracker, connected
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle
-
-from .conftest import new_run, registered, write_tiny_bundle
+from tests.support.bundles import write_tiny_bundle
+from tests.support.stores import new_run, registered
 
 UNREACHABLE = "http://127.0.0.1:1"
 
@@ -235,11 +235,11 @@ def test_an_alias_in_the_place_of_a_stage_is_put_right(registry: Registry) -> No
 def test_F20_weights_and_metadata_are_of_one_version_though_the_alias_moves(
     tracker: Tracker, registry: Registry, tmp_path: Path
 ) -> None:
-    old, new = (write_tiny_bundle(tmp_path / f"b{i}", bias=i) for i in range(2))
+    old, new = (write_tiny_bundle(tmp_path / f"b{i}", classes=(f"a{i}", f"b{i}")).folder for i in range(2))
     first = registered(tracker, registry, old)
     resolved = registry.resolve("models:/vision@challenger")
     registered(tracker, registry, new)  # moves the alias
-    assert registry.download(resolved, tmp_path / "cache").manifest.class_names == ("dark", "bright0")
+    assert registry.download(resolved, tmp_path / "cache").manifest.class_names == ("a0", "b0")
     told = registry.metadata(resolved)
     assert (told["version"], told["run_id"], told["alias"]) == ("1", first.run_id, "challenger")
     assert registry.resolve("models:/vision@challenger").version == 2
@@ -286,7 +286,7 @@ def test_another_sound_bundle_in_the_artifact_store_is_refused(
     tracker: Tracker, registry: Registry, bundle_folder: Path, home: Path, tmp_path: Path
 ) -> None:
     version = registered(tracker, registry, bundle_folder)
-    other = write_tiny_bundle(tmp_path / "other", bias=9)
+    other = write_tiny_bundle(tmp_path / "other", seed=9).folder
     shutil.copytree(other, artifacts_of(home, MANIFEST).parent, dirs_exist_ok=True)
     with pytest.raises(
         BundleError, match=r"models:/vision/1 was registered as bundle sha256:\w+, but its artifacts ho"

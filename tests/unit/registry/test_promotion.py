@@ -10,8 +10,7 @@ from rayapp.errors import PromotionRefused, RegistryError
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.promotion import Score, decide, promote, rollback
 from rayapp.registry.tracking import Tracker
-
-from .conftest import registered
+from tests.support.stores import registered
 
 
 def score(version: int, accuracy: float | None, *, data: str = "sha256:1", n: int = 10_000) -> Score:

@@ -2,95 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-import requests
 
 from rayapp.errors import RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.spool import Spool
 from rayapp.registry.tracking import MetricLog, Tracker, connected
-from tests.ports import free_port
-
-from .conftest import new_run, registered, write_tiny_bundle
-
-
-class Server:
-    """A real MLflow server that can be killed and started again at the same address on the same database."""
-
-    def __init__(self, folder: Path) -> None:
-        self.port = free_port()
-        self.uri = f"http://127.0.0.1:{self.port}"
-        self._folder = folder
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        if self._process:
-            return
-        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self._folder / 'mlflow.db'}"]
-        command += ["--artifacts-destination", str(self._folder / "artifacts")]
-        with (self._folder / "server.log").open("ab") as output:
-            self._process = subprocess.Popen(
-                command,
-                env={**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"},
-                stdout=output,
-                stderr=output,
-                start_new_session=True,
-            )
-        deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            try:
-                requests.get(f"{self.uri}/health", timeout=1).raise_for_status()
-            except requests.RequestException:
-                time.sleep(0.1)
-            else:
-                return
-        raise AssertionError((self._folder / "server.log").read_text())
-
-    def kill(self) -> None:
-        if self._process:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-            self._process = None
-
-
-@pytest.fixture(scope="module")
-def one_server(template: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("server")
-    (folder / "mlflow.db").write_bytes(template.read_bytes())
-    server = Server(folder)
-    yield server
-    server.kill()
-
-
-@pytest.fixture
-def server(one_server: Server) -> Server:
-    one_server.start()
-    return one_server
-
-
-def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
-    """(step, value) in the order of time."""
-    with connected(uri) as client:
-        found = sorted(client.get_metric_history(run_id, name), key=lambda m: (m.timestamp, m.step))
-        return [(m.step, m.value) for m in found]
-
+from tests.support.stores import finished, history, new_run
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
@@ -169,31 +93,6 @@ def test_a_deleted_experiment_is_named(tracker: Tracker, uri: str, run_id: str) 
         new_run(tracker)
 
 
-def test_two_processes_that_start_at_once_on_a_new_database_both_work(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from rayapp.registry.tracking import Tracker;"
-        "folder = Path(sys.argv[1]);"
-        "tracker = Tracker(f'sqlite:///{folder}/new/mlflow.db', folder / 'new' / 'artifacts');"
-        "print(tracker.open_run('rayapp', 'r', {'a': 'b'}, {}))"
-    )
-    command = [sys.executable, "-c", code, str(tmp_path)]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    results = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], results
-    runs = {output.strip() for output, _ in results}
-    with connected(f"sqlite:///{tmp_path}/new/mlflow.db") as client:
-        assert {run.info.run_id for run in client.search_runs(["1"])} == runs
-    assert len(runs) == 2
-    assert all("Traceback" not in errors for _, errors in results)
-
-
-def finished(tracker: Tracker, tags: dict[str, str], experiment: str = "rayapp") -> str:
-    """A run that has ended well."""
-    run = tracker.open_run(experiment, "r", {}, tags)
-    tracker.close_run(run, "FINISHED")
-    return run
-
-
 def test_past_runs_are_the_finished_ones_with_all_tags_newest_first(tracker: Tracker, uri: str) -> None:
     tags = {"recipe": "12ab", "hardware.cpu": "Intel(R) Xeon(R) @ 2.20GHz", "note": "it's old"}
     wanted = [finished(tracker, tags | {"seed": "1"}, experiment) for experiment in ("rayapp", "other", "rayapp")]
@@ -217,12 +116,6 @@ def test_past_runs_are_not_more_than_twenty(tracker: Tracker) -> None:
     assert [run.run_id for run in tracker.past_runs({"recipe": "12ab"})] == runs[:1:-1]
 
 
-def test_a_server_knows_past_runs_too(server: Server) -> None:
-    tracker = Tracker(server.uri)
-    run = finished(tracker, {"recipe": "56ef", "hardware.cpu": "a (R) b"})
-    assert [past.run_id for past in tracker.past_runs({"recipe": "56ef", "hardware.cpu": "a (R) b"})] == [run]
-
-
 def test_to_ask_for_past_runs_makes_no_database(tmp_path: Path) -> None:
     assert Tracker(f"sqlite:///{tmp_path}/new/mlflow.db").past_runs({"recipe": "12ab"}) == []
     assert not (tmp_path / "new").exists()
@@ -240,32 +133,6 @@ def test_a_server_that_is_not_there_is_said_in_seconds() -> None:
         "MLflow at http://127.0.0.1:1 does not answer (Connection refused); start it, or set MLFLOW_TRACKING_URI to one"
         " that runs (unset: a database in RAYAPP_HOME)"
     )
-
-
-def test_a_server_that_hangs_is_said_in_seconds() -> None:
-    with socket.socket() as silent:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen()
-        started = time.monotonic()
-        with pytest.raises(RegistryError, match=r"does not answer \(no answer in 3 s\); start it"):
-            Registry(f"http://127.0.0.1:{silent.getsockname()[1]}").versions()
-        assert time.monotonic() - started < 5
-
-
-def test_a_server_that_is_ill_is_said_without_its_password() -> None:
-    class Ill(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_error(503)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Ill) as ill:
-        threading.Thread(target=ill.serve_forever, daemon=True).start()
-        where = f"127.0.0.1:{ill.server_port}"
-        with pytest.raises(RegistryError, match=rf"^MLflow at http://\*\*\*@{where} does not answer \(status 503\)"):
-            Registry(f"http://user:secret@{where}").versions()
-        ill.shutdown()
 
 
 def test_a_file_that_is_no_database_is_said_in_seconds(tmp_path: Path) -> None:
@@ -371,48 +238,3 @@ def test_a_spool_that_cannot_be_opened_is_said_at_once(tmp_path: Path) -> None:
 
 
 # --- a real server ----------------------------------------------------------------------------------------------------
-
-
-def test_F29_metrics_survive_a_killed_server(server: Server, tmp_path: Path) -> None:
-    run_id = new_run(Tracker(server.uri))
-    metrics = MetricLog(server.uri, run_id, tmp_path / "spool")
-    for step in range(50):
-        metrics.log({"loss": step / 100}, step)
-    deadline = time.monotonic() + 30
-    while len(history(server.uri, run_id, "loss")) < 50 and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert len(history(server.uri, run_id, "loss")) == 50
-    server.kill()
-    started = time.monotonic()
-    for step in range(50, 100):
-        metrics.log({"loss": step / 100}, step)
-    assert time.monotonic() - started < 1
-    time.sleep(3)  # for the thread to find out
-    server.start()
-    assert metrics.close(timeout_s=60) == 0
-    assert history(server.uri, run_id, "loss") == [(step, step / 100) for step in range(100)]
-
-
-def test_a_bundle_goes_through_a_server_and_back(server: Server, tmp_path: Path) -> None:
-    tracker, registry = Tracker(server.uri, tmp_path / "unused"), Registry(server.uri)
-    folder = write_tiny_bundle(tmp_path / "bundle")
-    version = registered(tracker, registry, folder)
-    assert version.source.startswith("mlflow-artifacts:/")
-    for uri in ("models:/vision@challenger", version.uri, f"runs:/{version.run_id}/model"):
-        assert registry.resolve(uri).version == version.version
-    bundle = registry.download(version, tmp_path / "cache")
-    assert bundle.digest == version.tags["bundle_digest"]
-    registry.set_alias(version, "champion")
-    assert [v.aliases for v in registry.versions()] == [("challenger", "champion")]
-    assert registry.metadata(version)["params"]["model_name"] == "resnet18"
-    with pytest.raises(
-        RegistryError, match=r"alias 'other' of 'vision' not found \(aliases: challenger -> 1, champion"
-    ):
-        registry.resolve("models:/vision@other")
-    with pytest.raises(RegistryError, match=r"version 9 of 'vision' not found \(versions: 1\)"):
-        registry.resolve("models:/vision/9")
-    with pytest.raises(RegistryError, match="no model 'nope' is registered"):
-        registry.resolve("models:/nope@champion")
-    with pytest.raises(RegistryError, match="run 'abc' not found"):
-        registry.resolve("runs:/abc/model")
-    assert not (tmp_path / "unused").exists()

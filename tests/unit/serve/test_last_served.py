@@ -11,7 +11,7 @@ import pytest
 
 from rayapp.registry.uris import ModelVersion
 from rayapp.serve.follower import LastServed
-from tests.contract.tiny import tiny_version
+from tests.support.bundles import tiny_version
 
 MODEL = "models:/vision@champion"
 METADATA = {"name": "vision", "version": "7", "params": {"epochs": "3"}, "metrics": {"val_loss": None}}

@@ -20,7 +20,9 @@ from rayapp.serve.messages import FREE_BYTES, Room
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Predicted, Replica
 from rayapp.serve.shadow import MAX_BYTES, Shadow
-from tests.contract.tiny import client_of, encoded, picture, quick_args, tiny_served
+from tests.support.bundles import tiny_served
+from tests.support.images import encoded, picture
+from tests.support.serving import client_of, quick_args
 
 
 def scope(path: str = "/predict_image") -> dict[str, Any]:

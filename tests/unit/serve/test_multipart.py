@@ -15,7 +15,7 @@ from starlette.types import Message
 
 from rayapp.errors import RequestError
 from rayapp.serve import multipart as forms
-from tests.contract.tiny import quick_args
+from tests.support.serving import quick_args
 
 ARGS = quick_args()
 Part = tuple[bytes, bytes]  # head, content

@@ -15,7 +15,9 @@ from rayapp.data.preprocess import UInt8Array
 from rayapp.errors import ImageError, RequestError
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica, Served
-from tests.contract.tiny import encoded, picture, quick_args, tiny_served
+from tests.support.bundles import tiny_served
+from tests.support.images import encoded, picture
+from tests.support.serving import quick_args
 
 
 def test_request_in_flight_keeps_its_model_when_another_is_exchanged(tmp_path: Path):

@@ -11,40 +11,16 @@ from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
-import boto3
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from pyarrow import fs
 
 from rayapp.config.serve import RequestLogConfig
 from rayapp.errors import ConfigError
 from rayapp.serve import request_log
 from rayapp.serve.request_log import SCHEMA, Record, RequestLog, check
 from rayapp.serve.request_log import logger as its_logger
-
-MORNING = datetime(2026, 3, 1, 9, 30, tzinfo=UTC)
-
-
-def record(at: int = 0, *, image: bytes = b"picture", when: datetime = MORNING) -> Record:
-    return Record(
-        time=when,
-        request_id=f"request-{at}",
-        endpoint="/predict_image",
-        model_version="3",
-        model_digest="d" * 64,
-        image=image,
-        predicted_class="bee",
-        confidence=0.75,
-        probabilities=np.array([0.25, 0.75], dtype=np.float32),
-        seconds=0.5,
-    )
-
-
-def log_to(folder: Path | str, **settings: Any) -> RequestLog:
-    """A log that keeps every request; its files are written when it is closed, unless the test says sooner."""
-    config = RequestLogConfig(folder=str(folder), **{"fraction": 1.0, "flush_s": 3600.0} | settings)
-    return RequestLog(config, replica="app#VisionClassifier#x1")
+from tests.support.records import MORNING, log_to, record
 
 
 def rows_in(folder: Path) -> list[dict[str, Any]]:
@@ -297,59 +273,3 @@ def test_folder_that_cannot_be_written_is_said_at_once(tmp_path: Path, folder: s
 
 
 # --- a bucket ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> str:
-    """An empty bucket, found through the environment alone, as boto3 does."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    boto3.client("s3").create_bucket(Bucket="logs")
-    return "s3://logs"
-
-
-def test_a_bucket_holds_the_same_files(bucket: str):
-    log = log_to(f"{bucket}/serving/", images=True)
-    log.add(record(1, image=b"one"))
-    log.add(record(2, image=b"two", when=MORNING + timedelta(days=1)))
-    log.close()
-
-    keys = [entry["Key"] for entry in boto3.client("s3").list_objects_v2(Bucket="logs", Prefix="serving/")["Contents"]]
-
-    assert len(keys) == 3
-    assert keys[0] == "serving/_common_metadata"
-    assert keys[1].startswith("serving/date=2026-03-01/app-VisionClassifier-x1-2")
-    assert keys[2].startswith("serving/date=2026-03-02/app-VisionClassifier-x1-2")
-    there, root = fs.FileSystem.from_uri(f"{bucket}/serving")
-    rows = pq.read_table(root, filesystem=there).to_pylist()
-    assert [(row["request_id"], row["image"], row["date"]) for row in rows] == [
-        ("request-1", b"one", "2026-03-01"),
-        ("request-2", b"two", "2026-03-02"),
-    ]
-
-
-def test_a_missing_bucket_is_said_at_once(bucket: str):
-    with pytest.raises(ConfigError, match=r"s3://nobody/x cannot be written to .*NO_SUCH_BUCKET.*AWS_ENDPOINT_URL"):
-        check(RequestLogConfig(folder="s3://nobody/x"))
-
-
-def test_rows_wait_for_a_bucket_that_is_away(bucket: str, caplog: pytest.LogCaptureFixture):
-    client = boto3.client("s3")
-    log = log_to(f"{bucket}/away", flush_s=0.1)
-    _empty_and_delete(client)
-    log.add(record(5))
-    until(lambda: "not written" in caplog.text)
-    client.create_bucket(Bucket="logs")
-    until(lambda: client.list_objects_v2(Bucket="logs", Prefix="away/date=").get("KeyCount"))
-    log.close()
-
-    assert "NO_SUCH_BUCKET" in caplog.text
-    assert log.num_dropped == 0
-
-
-def _empty_and_delete(client: Any) -> None:
-    for entry in client.list_objects_v2(Bucket="logs").get("Contents", []):
-        client.delete_object(Bucket="logs", Key=entry["Key"])
-    client.delete_bucket(Bucket="logs")

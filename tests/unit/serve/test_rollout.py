@@ -18,7 +18,9 @@ from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, Rollout, Serving
 from rayapp.vision.bundle import GRAPH
-from tests.contract.tiny import Shelf, encoded, picture, quick_args
+from tests.support.bundles import Shelf
+from tests.support.images import encoded, picture
+from tests.support.serving import quick_args
 
 
 class Node:

@@ -12,14 +12,14 @@ from rayapp.errors import DataError
 from rayapp.vision.bundle import Bundle
 from rayapp.vision.evaluate import dataset_of, evaluate_bundle, predict_all
 from rayapp.vision.predictor import Predictor
-from tests.unit.vision.test_bundle import written_for
+from tests.support.bundles import digits_bundle
 
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """An untrained model of the digits that knows its data set."""
     data = load(DataConfig(), tmp_path_factory.mktemp("data"))
-    return written_for(tmp_path_factory.mktemp("digits"), data.info)
+    return digits_bundle(tmp_path_factory.mktemp("digits"), data.info)
 
 
 def test_the_report_counts_every_test_image_once_and_agrees_with_its_confusion(bundle: Bundle, tmp_path: Path) -> None:

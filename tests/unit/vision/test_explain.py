@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -22,8 +20,8 @@ from rayapp.errors import BundleError, ImageError
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, file_digest
 from rayapp.vision.explain import Explainer, Explanation, overlay
 from rayapp.vision.models import ARCHITECTURES, Classifier, build_model
-from tests.contract.tiny import tiny_manifest
-from tests.unit.vision.conftest import coloured_squares
+from tests.support.bundles import tiny_manifest
+from tests.support.images import coloured_squares
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.25, 0.2, 0.3)
 PX = 32  # side of the images that the colour network sees
@@ -299,10 +297,3 @@ def test_images_of_every_mode_have_a_picture(mode: str, side: int) -> None:
 def test_images_of_more_than_8_bits_are_refused() -> None:
     with pytest.raises(ImageError, match="more than 8 bits"):
         overlay(Image.new("I;16", (32, 32)), ramp(32, 32))
-
-
-def test_a_server_that_explains_has_no_window_to_draw_in() -> None:
-    code = "import sys, rayapp.vision.explain as e; e.overlay(e.Image.new('L', (9, 9)), e.np.zeros((9, 9), 'float32'));"
-    code += "sys.exit('matplotlib.pyplot' in sys.modules)"
-
-    assert subprocess.run([sys.executable, "-c", code], timeout=100, check=False).returncode == 0

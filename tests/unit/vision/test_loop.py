@@ -17,7 +17,7 @@ from rayapp.vision.loop import EpochReport, StepReport, evaluate, fit
 from rayapp.vision.models import build_model
 from rayapp.vision.optim import TrainPlan, build_optimizer, resolve_precision
 from rayapp.vision.state import TrainState, from_bytes, to_bytes
-from tests.unit.vision.conftest import coloured_squares
+from tests.support.images import coloured_squares
 
 CPU = torch.device("cpu")
 STILL = Augment.from_config(AugmentConfig(crop_padding_px=0, flip=False), height_px=8, flip=False, num_classes=3)

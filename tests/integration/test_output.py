@@ -26,14 +26,11 @@ def table(*paths: str, error: str | None = None) -> pa.Table:
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Where no predictions are yet."""
     if request.param == "folder":
         return str(tmp_path / "predictions" / "today")
-    monkeypatch.setenv("AWS_ENDPOINT_URL", request.getfixturevalue("endpoint"))
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    request.getfixturevalue("s3")
     boto3.client("s3").create_bucket(Bucket="bucket")
     return f"s3://bucket/{tmp_path.name}/today"
 

@@ -29,3 +29,8 @@ def free_port() -> int:
         _marks.append(mark)
         return port
     raise AssertionError(f"no port of {RANGE.start} to {RANGE.stop - 1} is free")
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports on which nobody listens."""
+    return [free_port() for _ in range(count)]

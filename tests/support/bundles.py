@@ -1,37 +1,28 @@
-"""A tiny model that is a real bundle, and a server around it: what the tests of serving share.
+"""Bundles that are real and small, and a registry in memory.
 
-Its graph is one matrix product over the pixels, built with onnx alone, so that a bundle takes milliseconds.
+The graph of a tiny one is one matrix product over the pixels, built with onnx alone, so that it takes milliseconds.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import socket
-import threading
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import onnx
-import uvicorn
+import torch
 from onnx import TensorProto, helper, numpy_helper
-from PIL import Image
-from starlette.types import ASGIApp
 
-from rayapp.config.serve import ServeArgs
 from rayapp.config.train import DataConfig, ModelConfig
+from rayapp.data.datasets import DatasetInfo
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import RegistryError, RegistryUnavailable
 from rayapp.registry.uris import ModelVersion
-from rayapp.serve.asgi import build_app
-from rayapp.serve.metrics import Metrics
-from rayapp.serve.replica import Replica, Served
-from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest
+from rayapp.serve.replica import Served
+from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest, write_bundle
+from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
@@ -39,16 +30,33 @@ SIDE_PX = 32
 
 
 def write_tiny_bundle(
-    folder: Path, *, seed: int = 0, classes: tuple[str, ...] = CLASSES, num_logits: int = 0
+    folder: Path,
+    *,
+    seed: int = 0,
+    classes: tuple[str, ...] = CLASSES,
+    num_logits: int = 0,
+    side_px: int = SIDE_PX,
+    **changes: Any,
 ) -> Bundle:
-    """A bundle whose weights come from seed; num_logits other than the number of classes makes a broken one."""
+    """A bundle whose weights come from seed; num_logits other than the number of classes makes a broken one.
+
+    changes: what else its manifest says.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_graph(folder / GRAPH, seed, num_logits or len(classes))
+    _write_graph(folder / GRAPH, seed, num_logits or len(classes), side_px)
     (folder / WEIGHTS).write_bytes(b"not used on a CPU")
     files = {name: file_digest(folder / name) for name in (WEIGHTS, GRAPH)}
-    manifest = tiny_manifest(class_names=classes, metrics={"val_accuracy": 0.5}, files=files)
+    preprocess = PreprocessSpec(height_px=side_px, width_px=side_px)
+    usual = {"class_names": classes, "preprocess": preprocess, "metrics": {"val_accuracy": 0.5}, "files": files}
+    manifest = tiny_manifest(**(usual | changes))
     (folder / MANIFEST).write_text(manifest.model_dump_json(), encoding="utf-8")
     return Bundle.open(folder)
+
+
+def digits_bundle(folder: Path, info: DatasetInfo) -> Bundle:
+    """A tiny bundle for the digits, whose info this is."""
+    told = {"data": DataConfig(), "data_digest": info.digest, "mean": info.mean, "std": info.std}
+    return write_tiny_bundle(folder, classes=info.class_names, side_px=info.height_px, **told)
 
 
 def tiny_manifest(**changes: Any) -> Manifest:
@@ -70,9 +78,9 @@ def tiny_manifest(**changes: Any) -> Manifest:
     return Manifest(**{**usual, **changes})
 
 
-def _write_graph(path: Path, seed: int, num_logits: int) -> None:
+def _write_graph(path: Path, seed: int, num_logits: int, side_px: int) -> None:
     rng = np.random.default_rng(seed)
-    pixels = SIDE_PX * SIDE_PX * 3
+    pixels = side_px * side_px * 3
     weights = (rng.standard_normal((pixels, num_logits)) / 255 / np.sqrt(pixels) * 8).astype(np.float32)
     constants = {"shape": np.array([-1, pixels], dtype=np.int64), "weights": weights}
     graph = helper.make_graph(
@@ -82,7 +90,7 @@ def _write_graph(path: Path, seed: int, num_logits: int) -> None:
             helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
         ],
         "tiny",
-        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", SIDE_PX, SIDE_PX, 3])],
+        [helper.make_tensor_value_info("images", TensorProto.UINT8, ["n", side_px, side_px, 3])],
         [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["n", num_logits])],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
@@ -165,46 +173,26 @@ def tiny_served(folder: Path, *, version: int = 1) -> Served:
     return Served(Predictor.load(shelf.download(found, folder), device="cpu"), found, shelf.metadata(found))
 
 
-def quick_args(**changes: Any) -> ServeArgs:
-    """Settings for tests."""
-    return ServeArgs(device="cpu", **changes)
-
-
-def picture(seed: int = 0, *, height: int = SIDE_PX, width: int = SIDE_PX, mode: str = "RGB") -> Image.Image:
-    """A noisy image."""
-    noise = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(noise).convert(mode)
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
-    """The bytes of an image file."""
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def client_of(served: Served, **changes: Any) -> Iterator[httpx.Client]:
-    """A client of a server that answers with served, with settings of its own."""
-    args = quick_args(**changes)
-    metrics = Metrics()
-    replica = Replica(served, args, metrics)
-    with listening(build_app(replica, args, metrics)) as url, httpx.Client(base_url=url, timeout=60) as client:
-        yield client
-    replica.close()
-
-
-@contextlib.contextmanager
-def listening(app: ASGIApp) -> Iterator[str]:
-    """The URL of a real HTTP server in a thread, for clients that need a socket."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen(128)  # so that a client that is faster than the server's thread waits
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, server_header=False, lifespan="off"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(timeout=20)
+def written_for(folder: Path, info: DatasetInfo) -> Bundle:
+    """A bundle for a data set, of an untrained model that does react to its input."""
+    torch.manual_seed(0)
+    config = ModelConfig(name="resnet18")
+    px = info.height_px
+    model = build_model(config, num_classes=info.num_classes, image_px=px, mean=info.mean, std=info.std)
+    with torch.no_grad():
+        model.train()(torch.randint(0, 256, (16, px, px, 3), dtype=torch.uint8))
+        model.backbone.fc.weight.mul_(5)  # type: ignore[union-attr,operator]
+    manifest = Manifest(
+        model=config,
+        preprocess=info.preprocess,
+        class_names=info.class_names,
+        mean=info.mean,
+        std=info.std,
+        data=DataConfig(dataset=info.name),
+        data_digest=info.digest,
+        split_digest="sha256:2",
+        git_sha="unknown",
+        versions={"torch": torch.__version__},
+        metrics={"val_accuracy": 0.5},
+    )
+    return write_bundle(folder, model, manifest)

@@ -17,12 +17,8 @@ BUCKET = "pictures"
 
 
 @pytest.fixture(autouse=True)
-def bucket(endpoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def bucket(s3: str) -> None:
     """An empty bucket, found through the environment alone, as boto3 does."""
-    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     boto3.client("s3").create_bucket(Bucket=BUCKET)
 
 

@@ -1,0 +1,59 @@
+"""What a process loads when it imports a part of rayapp."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.support.layers import SERVE_NEVER
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_data_and_vision_import_without_ray_and_mlflow():
+    paths = [*ROOT.glob("rayapp/data/[!_]*.py"), *ROOT.glob("rayapp/vision/[!_]*.py")]
+    modules = sorted(f"rayapp.{path.parent.name}.{path.stem}" for path in paths)
+    blocked = ["ray", "mlflow", "starlette", "fastapi", "httpx", "boto3", "orjson", "prometheus_client", "psutil"]
+    code = f"""
+import importlib, sys
+for name in {blocked}:
+    sys.modules[name] = None  # importing it raises ImportError
+for name in {modules}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_serve_loads_no_data_set_and_no_training_code():
+    modules = sorted(f"rayapp.serve.{path.stem}" for path in ROOT.glob("rayapp/serve/[!_]*.py"))
+    never = [*sorted(f"rayapp.{name}" for name in SERVE_NEVER), "rayapp.train", "rayapp.tune"]
+    code = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module(name)
+loaded = [name for name in {never} if name in sys.modules]
+sys.exit(f"loaded by serving: {{loaded}}" if loaded else 0)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=200)
+
+    assert done.returncode == 0, done.stderr
+
+
+def test_help_is_there_in_the_first_second() -> None:
+    """torch, Ray and MLflow take seconds to import, so the page must not need them."""
+    code = "import sys; from rayapp.cli import main; main(['train', '--help'])"
+    loaded = "print([m for m in ('torch', 'ray', 'mlflow', 'onnxruntime') if m in sys.modules])"
+    script = f"import sys\ntry:\n exec({code!r})\nexcept SystemExit:\n pass\n{loaded}"
+    out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert out.splitlines()[-1] == "[]"
+    assert "--optim.label_smoothing" in out
+
+
+def test_a_server_that_explains_has_no_window_to_draw_in() -> None:
+    code = "import sys, rayapp.vision.explain as e; e.overlay(e.Image.new('L', (9, 9)), e.np.zeros((9, 9), 'float32'));"
+    code += "sys.exit('matplotlib.pyplot' in sys.modules)"
+
+    assert subprocess.run([sys.executable, "-c", code], timeout=100, check=False).returncode == 0
