@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from rayapp.vision.fonts import labels_of
 from rayapp.vision.loop import EpochReport
 from rayapp.vision.metrics import Scores
 
@@ -40,17 +41,20 @@ def plot_curves(epochs: Sequence[EpochReport], path: Path) -> None:
 
 def plot_confusion(scores: Scores, path: Path) -> None:
     """The confusion matrix as shares of each true class."""
-    names = [c.name for c in scores.classes]
+    names = labels_of([c.name for c in scores.classes])
     share_kk = scores.confusion / np.maximum(scores.confusion.sum(1, keepdims=True), 1)
     figure, (axes,) = new_figure(7, 6)
     image = axes.imshow(share_kk, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class (0-1)")
     axes.set(xlabel="predicted", ylabel="true", title=f"{scores.num_images:,} images")
+    if names.note:
+        figure.supxlabel(names.note, fontsize=8)
     axes.spines[:].set_visible(True)
-    if len(names) <= MAX_NAMED:
-        axes.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(len(names)), names)
-    if len(names) <= MAX_NUMBERED:
+    places = range(len(names.texts))
+    if len(places) <= MAX_NAMED:
+        axes.set_xticks(places, names.texts, rotation=60, ha="right", rotation_mode="anchor", **names.style)
+        axes.set_yticks(places, names.texts, **names.style)
+    if len(places) <= MAX_NUMBERED:
         for (row, column), count in np.ndenumerate(scores.confusion):
             if count:
                 shade = "white" if share_kk[row, column] > 0.5 else "#2d3748"
@@ -75,12 +79,16 @@ def plot_calibration(scores: Scores, path: Path) -> None:
 
 def plot_classes(scores: Scores, path: Path) -> None:
     """Precision and recall of each class, the lowest F1 first (at most MAX_NAMED classes)."""
+    names = labels_of([c.name for c in scores.classes])
+    texts = dict(zip(scores.classes, names.texts, strict=True))
     worst = sorted(scores.classes, key=lambda c: c.f1)[:MAX_NAMED]
     figure, (axes,) = new_figure(7, 1.2 + 0.35 * len(worst))
     y = np.arange(len(worst))
     axes.barh(y - 0.2, [c.precision for c in worst], height=0.38, color=BLUE, label="precision")
     axes.barh(y + 0.2, [c.recall for c in worst], height=0.38, color=GREY, label="recall")
-    axes.set_yticks(y, [c.name for c in worst])
+    axes.set_yticks(y, [texts[c] for c in worst], **names.style)
+    if names.note:
+        figure.supxlabel(names.note, fontsize=8)
     axes.invert_yaxis()
     axes.set(xlim=(0, 1), xlabel="0-1", title="classes, lowest F1 first")
     axes.legend(frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
