@@ -23,6 +23,7 @@ from rayapp.config import ComputeConfig, DataConfig, Home, OptimConfig, ServeArg
 from rayapp.doctor import examine
 from rayapp.errors import ConfigError, RayAppError
 from rayapp.predict import ask_server, predict_bytes
+from rayapp.proxies import http_client
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry
 from rayapp.registry.promotion import promote
@@ -123,13 +124,14 @@ class Demo:
     def serve(self) -> str:
         # on the CPU, so that on a machine with one GPU the second training gets it
         start(ServeArgs(tracking_uri=self.home.tracking_uri, device="cpu", poll_s=1.0), self.home, port=self.port)
-        info = httpx.post(f"{self.url}/get_model_info", timeout=30).raise_for_status().json()
+        info = self._model_info()
         return f"{self.url} answers with version {info['model_metadata']['version']}"
 
     def predict(self) -> str:
         """A single and a batch over HTTP, as the replaced service's clients post them, against the bundle itself."""
         files, labels = self._test_files(32)
-        single = httpx.post(f"{self.url}/predict_image", files={"image": ("0.png", files[0])}, timeout=30)
+        with http_client(self.url, timeout=30) as client:
+            single = client.post(f"{self.url}/predict_image", files={"image": ("0.png", files[0])})
         over_http = [single.raise_for_status().json(), *ask_server(self.url, files)]
         registry = Registry(self.home.tracking_uri)
         version = registry.resolve(ServeArgs().model)
@@ -150,7 +152,7 @@ class Demo:
         registry = Registry(self.home.tracking_uri)
         wanted, started = registry.resolve(ServeArgs().model).version, time.monotonic()
         while time.monotonic() - started < SWAP_TIMEOUT_S:
-            info = httpx.post(f"{self.url}/get_model_info", timeout=30).raise_for_status().json()
+            info = self._model_info()
             if str(info["model_metadata"]["version"]) == str(wanted):
                 return f"version {wanted} answers, {time.monotonic() - started:.1f} s after its promotion"
             time.sleep(0.2)
@@ -158,6 +160,11 @@ class Demo:
         raise StepFailed(
             f"version {served} still answers {SWAP_TIMEOUT_S:.0f} s after version {wanted} became champion"
         )
+
+    def _model_info(self) -> dict[str, Any]:
+        with http_client(self.url, timeout=30) as client:
+            info: dict[str, Any] = client.post(f"{self.url}/get_model_info").raise_for_status().json()
+        return info
 
     def _test_files(self, count: int) -> tuple[list[bytes], list[int]]:
         """PNG files of the first test images, and their labels."""

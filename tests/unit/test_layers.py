@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A part imports its own files and the parts on lines above. Parts on one line do not know each other.
 FLOORS = [
     {"errors"},
-    {"config"},
+    {"config", "proxies"},
     {"sweep_config"},
     {"vision"},
     {"settings"},
@@ -58,7 +58,7 @@ OWNERS = {
     "ray": {"cluster", "compute", "serve", "doctor", "demo", "verbs", "cli"},
     "starlette": {"serve"},
     "fastapi": {"serve"},
-    "httpx": {"registry", "serve", "doctor", "predict", "demo"},
+    "httpx": {"proxies", "registry", "serve", "doctor", "predict", "demo"},
     "boto3": {"registry"},
 }
 
