@@ -24,6 +24,7 @@ from filelock import FileLock
 
 from rayapp.errors import RegistryError, RegistryUnavailable
 from rayapp.proxies import NO_PROXY_ADVICE, is_loopback, proxy_of, through
+from rayapp.registry import moved
 from rayapp.registry.spool import Spool
 
 if TYPE_CHECKING:
@@ -287,6 +288,7 @@ def _client(tracking_uri: str) -> MlflowClient:
     with FileLock(f"{path}.lock", timeout=TABLES_TIMEOUT_S):  # two processes that make the tables at once both fail
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA schema_version")  # MLflow tries for minutes to read a file that is no database
+            moved.follow(connection, path)
         # tells of every table it makes, and prints the stack of what it raises
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri, registry_uri=tracking_uri)
