@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rayapp.cluster import ray_cluster
+from rayapp.commands import in_home, program
 from rayapp.compute.runs import driver_imports
 from rayapp.compute.train import Trained, train
 from rayapp.config import ComputeConfig, DataConfig, Home, OptimConfig, ServeArgs
@@ -196,13 +197,12 @@ def demo(settings: DemoSettings, home: Home) -> dict[str, Any]:
     console.print()
     console.print(show.table())
     console.print(f"{'all steps passed' if passed else 'a step failed'} in {seconds:.0f} s; nothing is left running")
+    here = in_home(own, home)
     if passed:
-        console.print(
-            f"next: RAYAPP_HOME={FOLDER} rayapp models | RAYAPP_HOME={FOLDER} rayapp serve"
-            " | rayapp train --help | make demo DATASET=cifar10",
-            highlight=False,
-            soft_wrap=True,
-        )
+        said = f"next: {here} models | {here} serve | {program()} train --help | {program()} demo --dataset cifar10"
+    else:
+        said = f"the demo has a home of its own: type {here} for the rayapp of commands that are named above"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
     return {
         "passed": passed,
         "exit_code": 0 if passed else 1,

@@ -76,9 +76,10 @@ def examine(settings: DoctorSettings, home: Home) -> list[Check]:
 
 def print_table(checks: list[Check]) -> None:
     """The checks on stdout, for people."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from rayapp.consoles import table_console
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -87,7 +88,7 @@ def print_table(checks: list[Check]) -> None:
     for check in checks:
         status = Text(check.status.upper(), style=colours[check.status])
         table.add_row(check.name, status, Text(check.found), Text(check.advice))
-    Console().print(table)
+    table_console().print(table)
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parents[2]
 # A part imports its own files and the parts on lines above. Parts on one line do not know each other.
 FLOORS = [
     {"errors"},
-    {"config", "proxies"},
-    {"sweep_config"},
+    {"config", "consoles", "proxies"},
+    {"sweep_config", "commands"},
     {"vision"},
     {"settings"},
     {"registry"},
