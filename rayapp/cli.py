@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import logging
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -29,6 +30,8 @@ from rayapp.config.env import Home
 from rayapp.config.parse import load
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, RayAppError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,9 @@ def run(verb: str, argv: Sequence[str], *, prog: str) -> int:
         if verb not in VERBS:
             raise ConfigError(f"unknown verb '{verb}'.{did_you_mean(verb, VERBS)}")
         settings = load(VERBS[verb].settings, argv, prog=prog)
-        result = VERBS[verb].run(settings, Home.from_env())
+        home = Home.from_env()
+        _stand_somewhere(home)
+        result = VERBS[verb].run(settings, home)
     except RayAppError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -101,6 +106,16 @@ def run(verb: str, argv: Sequence[str], *, prog: str) -> int:
         print(json.dumps(result), flush=True)
         return int(result.get("exit_code", 0))
     return 0
+
+
+def _stand_somewhere(home: Home) -> None:
+    """Leave a working folder that was deleted: Ray and MLflow ask where they are, and fail."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        home.folder.mkdir(parents=True, exist_ok=True)
+        os.chdir(home.folder)
+        log.warning("the working folder was deleted; relative paths are those of %s now", home.folder)
 
 
 def _terminate(signum: int, _frame: object) -> NoReturn:

@@ -25,11 +25,13 @@ from rayapp.data.datasets import load
 from rayapp.doctor import examine
 from rayapp.errors import ConfigError, RayAppError
 from rayapp.predict import ask_server, predict_bytes
+from rayapp.proxies import http_client
 from rayapp.registry.evaluation import evaluate
 from rayapp.registry.models import Registry
 from rayapp.registry.promotion import promote
 from rayapp.runtime.start import ray_cluster
 from rayapp.serve.app import start, stop
+from rayapp.terminal import in_home, program
 from rayapp.train.driver import Trained, train
 from rayapp.train.record import driver_imports
 from rayapp.vision.predictor import Predictor
@@ -129,13 +131,14 @@ class Demo:
     def serve(self) -> str:
         # on the CPU, so that on a machine with one GPU the second training gets it
         start(ServeArgs(tracking_uri=self.home.tracking_uri, device="cpu", poll_s=1.0), self.home, port=self.port)
-        info = httpx.post(f"{self.url}/get_model_info", timeout=30).raise_for_status().json()
+        info = self._model_info()
         return f"{self.url} answers with version {info['model_metadata']['version']}"
 
     def predict(self) -> str:
         """A single and a batch over HTTP, as the replaced service's clients post them, against the bundle itself."""
         files, labels = self._test_files(32)
-        single = httpx.post(f"{self.url}/predict_image", files={"image": ("0.png", files[0])}, timeout=30)
+        with http_client(self.url, timeout=30) as client:
+            single = client.post(f"{self.url}/predict_image", files={"image": ("0.png", files[0])})
         over_http = [single.raise_for_status().json(), *ask_server(self.url, files)]
         registry = Registry(self.home.tracking_uri)
         version = registry.resolve(ServeArgs().model)
@@ -156,7 +159,7 @@ class Demo:
         registry = Registry(self.home.tracking_uri)
         wanted, started = registry.resolve(ServeArgs().model).version, time.monotonic()
         while time.monotonic() - started < SWAP_TIMEOUT_S:
-            info = httpx.post(f"{self.url}/get_model_info", timeout=30).raise_for_status().json()
+            info = self._model_info()
             if str(info["model_metadata"]["version"]) == str(wanted):
                 return f"version {wanted} answers, {time.monotonic() - started:.1f} s after its promotion"
             time.sleep(0.2)
@@ -164,6 +167,11 @@ class Demo:
         raise StepFailed(
             f"version {served} still answers {SWAP_TIMEOUT_S:.0f} s after version {wanted} became champion"
         )
+
+    def _model_info(self) -> dict[str, Any]:
+        with http_client(self.url, timeout=30) as client:
+            info: dict[str, Any] = client.post(f"{self.url}/get_model_info").raise_for_status().json()
+        return info
 
     def _test_files(self, count: int) -> tuple[list[bytes], list[int]]:
         """PNG files of the first test images, and their labels."""
@@ -195,13 +203,12 @@ def demo(settings: DemoSettings, home: Home) -> dict[str, Any]:
     console.print()
     console.print(show.table())
     console.print(f"{'all steps passed' if passed else 'a step failed'} in {seconds:.0f} s; nothing is left running")
+    here = in_home(own, home)
     if passed:
-        console.print(
-            f"next: RAYAPP_HOME={FOLDER} rayapp models | RAYAPP_HOME={FOLDER} rayapp serve"
-            " | rayapp train --help | make demo DATASET=cifar10",
-            highlight=False,
-            soft_wrap=True,
-        )
+        said = f"next: {here} models | {here} serve | {program()} train --help | {program()} demo --dataset cifar10"
+    else:
+        said = f"the demo has a home of its own: type {here} for the rayapp of commands that are named above"
+    console.print(said, highlight=False, markup=False, soft_wrap=True)
     return {
         "passed": passed,
         "exit_code": 0 if passed else 1,

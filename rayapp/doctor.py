@@ -76,9 +76,10 @@ def examine(settings: DoctorSettings, home: Home) -> list[Check]:
 
 def print_table(checks: list[Check]) -> None:
     """The checks on stdout, for people."""
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from rayapp.terminal import table_console
 
     colours = {"ok": "green", "warn": "yellow", "fail": "red"}
     table = Table(box=None, pad_edge=False, header_style="bold")
@@ -87,7 +88,7 @@ def print_table(checks: list[Check]) -> None:
     for check in checks:
         status = Text(check.status.upper(), style=colours[check.status])
         table.add_row(check.name, status, Text(check.found), Text(check.advice))
-    Console().print(table)
+    table_console().print(table)
 
 
 # --- the machine ------------------------------------------------------------------------------------------------------
@@ -285,12 +286,17 @@ def _data(home: Home) -> Check:
 def _no_http_answer(url: str) -> str:
     try:
         import httpx
+
+        from rayapp.proxies import NO_PROXY_ADVICE, http_client, is_loopback, proxy_of, through
     except ImportError as error:
         return f"cannot be asked: {error}"
+    if is_loopback(url) and proxy_of(url):  # MLflow's own client asks it
+        return f"it would be asked through the proxy {proxy_of(url)}: {NO_PROXY_ADVICE}"
     try:
-        answer = httpx.get(url, timeout=ANSWER_TIMEOUT_S, follow_redirects=True)
+        with http_client(url, timeout=ANSWER_TIMEOUT_S, follow_redirects=True) as client:
+            answer = client.get(url)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
-        return f"no answer ({error or type(error).__name__})"
+        return f"no answer{through(url)} ({error or type(error).__name__})"
     # 401 and 403 come from a server that wants a login: it is there
     return "" if answer.is_success or answer.status_code in (401, 403) else f"it answers {answer.status_code}"
 

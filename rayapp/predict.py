@@ -11,6 +11,7 @@ import numpy as np
 from rayapp.config.commands import PredictSettings
 from rayapp.config.env import Home, api_key
 from rayapp.errors import DataError, ImageError, RequestError
+from rayapp.proxies import NO_PROXY_ADVICE, http_client, through
 from rayapp.registry.models import Registry
 from rayapp.serve.asgi import prediction
 from rayapp.vision.predictor import Predictor
@@ -59,7 +60,7 @@ def ask_server(url: str, files: list[bytes], *, key: str | None = None) -> list[
     predictions: list[Prediction] = []
     headers = {"authorization": f"Bearer {key}"} if key else None
     try:
-        with httpx.Client(timeout=TIMEOUT_S, headers=headers) as client:
+        with http_client(url, timeout=TIMEOUT_S, headers=headers) as client:
             for at in range(0, len(files), BATCH):
                 parts = [("images", (f"{n}", data)) for n, data in enumerate(files[at : at + BATCH])]
                 answer = client.post(address, files=parts)
@@ -69,7 +70,12 @@ def ask_server(url: str, files: list[bytes], *, key: str | None = None) -> list[
                     )
                 predictions += answer.json()
     except httpx.HTTPError as error:
-        raise RequestError(f"{address} does not answer ({error}); start a server with: rayapp serve") from error
+        advice = (
+            f"see whether the proxy lets it pass, or {NO_PROXY_ADVICE}"
+            if through(url)
+            else "start a server with: rayapp serve"
+        )
+        raise RequestError(f"{address} does not answer{through(url)} ({error}); {advice}") from error
     return predictions
 
 

@@ -26,6 +26,7 @@ from rayapp.config.commands import (
 from rayapp.config.env import Home
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
+from rayapp.terminal import table_console
 
 Json = dict[str, Any]
 
@@ -114,20 +115,25 @@ def models(settings: ModelsSettings, home: Home) -> Json | None:
     ]
     if settings.json_output:
         return {"models": rows}
-    Console().print(_models_table(rows) if rows else "no model is registered yet; make one with: rayapp train")
+    console = table_console()
+    between = "\n" if console.is_terminal else ", "
+    console.print(_models_table(rows, between) if rows else "no model is registered yet; make one with: rayapp train")
     return None
 
 
-def _models_table(rows: list[Json]) -> Table:
-    """Fits 80 columns: the run is shortened, MLflow finds it by its beginning too."""
-    table = Table("version", "aliases", "val", "test", "95 % interval", "n", "created", "run", header_style="bold")
+def _models_table(rows: list[Json], between: str) -> Table:
+    """Fits 80 columns: the run is shortened, MLflow finds it by its beginning too. between: what parts aliases."""
+    titles = ("version", "aliases", "val", "test", "95 % interval", "n", "created", "run")
+    table = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    # however narrow the terminal, aliases are never cut: what is promoted and served goes by them
+    table.columns[1].min_width = max(len(alias) for row in rows for alias in ["aliases", *row["aliases"]])
     for row in rows:
         test, interval, n = "-", "not evaluated", "-"
         if row["test_accuracy"] is not None:
             test, n = f"{row['test_accuracy']:.4f}", f"{row['n']:.0f}"
             interval = f"{row['test_accuracy_low']:.3f}-{row['test_accuracy_high']:.3f}"
         val = "-" if row["val_accuracy"] is None else f"{row['val_accuracy']:.4f}"
-        aliases = _plain("\n".join(row["aliases"]))
+        aliases = _plain(between.join(row["aliases"]))
         table.add_row(str(row["version"]), aliases, val, test, interval, n, str(row["created"])[:10], row["run_id"][:6])
     return table
 
@@ -139,7 +145,7 @@ def predict(settings: PredictSettings, home: Home) -> Json | None:
     predictions = predict_files(settings, home)
     if settings.json_output:
         return {"predictions": predictions}
-    Console().print(_predictions_table(settings.images, predictions))
+    table_console().print(_predictions_table(settings.images, predictions))
     return None
 
 

@@ -157,6 +157,8 @@ class PredictSettings(Settings):
 
     @model_validator(mode="after")
     def _model_or_url(self) -> Self:
+        if self.url and not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url is '{self.url}': it needs its scheme, as http://{self.url.rpartition('://')[2]}")
         if self.url and "model" in self.model_fields_set:
             raise ValueError(f"model '{self.model}' has no effect with url, whose server has its own; leave one out")
         return self

@@ -14,6 +14,7 @@ from typing import Self
 from pydantic import Field
 
 from rayapp.config.base import Section
+from rayapp.errors import ConfigError
 
 
 class Home(Section):
@@ -53,12 +54,22 @@ class Home(Section):
 
         The working directory of a submitted Ray job is a copy that is thrown away, so there the default is ~/.rayapp.
         """
-        given = os.environ.get("RAYAPP_HOME", "")
-        in_job_copy = "/runtime_resources/working_dir_files/" in f"{Path.cwd()}/"
-        folder = Path(given) if given else (Path.home() if in_job_copy else Path.cwd()) / ".rayapp"
-        folder = folder.expanduser().absolute()
+        folder = Path(os.environ.get("RAYAPP_HOME", "") or ".rayapp").expanduser()
+        if not folder.is_absolute():
+            folder = cls._base(os.environ.get("RAYAPP_HOME", "")) / folder
         uri = os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{folder / 'mlflow.db'}"
         return cls(folder=folder, tracking_uri=uri)
+
+    @staticmethod
+    def _base(given: str) -> Path:
+        try:
+            here = Path.cwd()
+        except FileNotFoundError as error:
+            raise ConfigError(
+                "the working folder was deleted, and RAYAPP_HOME is in it; cd to another one, or set RAYAPP_HOME to an"
+                " absolute path"
+            ) from error
+        return Path.home() if not given and "/runtime_resources/working_dir_files/" in f"{here}/" else here
 
 
 def ray_address() -> str | None:

@@ -15,6 +15,7 @@ from rayapp.config.commands import Recipe, Settings, TrainSettings
 from rayapp.errors import ConfigError, did_you_mean
 
 S = TypeVar("S", bound=Settings)
+NO_BOOLEANS = ("yes", "no", "on", "off", "y", "n", "t", "f", "1", "0")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,6 +97,8 @@ def _normalised(argv: Sequence[str], switches: set[str]) -> list[str]:
         name = name.replace("-", "_")
         words.append(f"--{name}{equals}{value}")
         following = argv[at + 1].lower() if at + 1 < len(argv) else ""
+        if name in switches and (given := value.lower() if equals else following) in NO_BOOLEANS:
+            raise ConfigError(f"--{name} is '{given}': say true or false")
         if name in switches and not equals and following not in ("true", "false"):
             words.append("true")
     return words
@@ -132,9 +135,23 @@ def _config_file(argv: Sequence[str]) -> Path | None:
     return config
 
 
+class _OnceEach(yaml.SafeLoader):
+    """YAML in which a key may stand once: of two, YAML takes the last without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        lines: dict[str, int] = {}
+        for key, _ in node.value:
+            line = key.start_mark.line + 1
+            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+                raise ConfigError(f"'{key.value}' stands twice, in lines {lines[key.value]} and {line}; leave one out")
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(path: Path, settings_class: type[BaseModel], *, option: str = "config") -> dict[str, Any]:
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), _OnceEach)  # noqa: S506 - a SafeLoader
+    except ConfigError as error:
+        raise ConfigError(f"--{option} {path}: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot read --{option} {path}: {error.strerror}; give a YAML file") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -35,6 +35,7 @@ from rayapp.registry.uris import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.store.artifact.artifact_repo import ArtifactRepository
 
     from rayapp.vision.bundle import Bundle
 
@@ -194,25 +195,36 @@ class Registry:
                     raise
         return _open(version, folder)
 
+    def require_bundle(self, version: ModelVersion) -> None:
+        """Returns where the artifacts of a version are a bundle's files. Raises BundleError: no server can load it."""
+        with connected(self._uri) as client:
+            self._artifacts(client, version)
+
     def _fetch(self, version: ModelVersion, folder: Path) -> None:
         """Download the files of a bundle one by one: for a whole folder MLflow draws a progress bar."""
+        from rayapp.registry.mlflow_model import FILES
+
+        with connected(self._uri) as client:
+            store = self._artifacts(client, version)
+            for name in FILES:
+                store._download_file(name, str(folder / name))  # type: ignore[no-untyped-call]  # as MLflow has it
+
+    def _artifacts(self, client: MlflowClient, version: ModelVersion) -> ArtifactRepository:
         from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
         from rayapp.registry.mlflow_model import FILES
 
-        with connected(self._uri) as client:
-            location = version.source
-            if version.version is not None:  # source may be one more models:/ URI where another tool registered it
-                location = client.get_model_version_download_uri(version.name, str(version.version))
-            store = get_artifact_repository(location, tracking_uri=self._uri)
-            missing = set(FILES) - {file.path for file in store.list_artifacts()}
-            if missing:
-                raise BundleError(
-                    f"{version.uri} holds no bundle: {location} lacks {', '.join(sorted(missing))};"
-                    " restore them, or make a new version with: rayapp train"
-                )
-            for name in FILES:
-                store._download_file(name, str(folder / name))  # type: ignore[no-untyped-call]  # as MLflow has it
+        location = version.source
+        if version.version is not None:  # source may be one more models:/ URI where another tool registered it
+            location = client.get_model_version_download_uri(version.name, str(version.version))
+        store = get_artifact_repository(location, tracking_uri=self._uri)
+        missing = set(FILES) - {file.path for file in store.list_artifacts()}
+        if missing:
+            raise BundleError(
+                f"{version.uri} holds no bundle: {location} lacks {', '.join(sorted(missing))};"
+                " restore them, or make a new version with: rayapp train"
+            )
+        return store
 
     # --- what the world may know --------------------------------------------------------------------------------------
 

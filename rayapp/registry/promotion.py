@@ -123,13 +123,18 @@ def decide(challenger: Score, champion: Score | None) -> Verdict:
 
 
 def promote(registry: Registry, settings: PromoteSettings) -> Promotion:
-    """The promotion of settings.uri to champion. Raises PromotionRefused where decide says no and force is not set."""
+    """The promotion of settings.uri to champion.
+
+    Raises PromotionRefused where decide says no and force is not set, and BundleError, force or not, for what no server
+    can load.
+    """
     version = registry.resolve(settings.uri)
     challenger = Score.of(version)
     champion = registry.holder(version.name, CHAMPION)
     verdict = decide(challenger, Score.of(champion) if champion else None)
     if champion and champion.version == challenger.version:  # nothing that force could change
         raise PromotionRefused(f"nothing to do: {verdict.reasons[0]}", verdict.reasons)
+    registry.require_bundle(version)
     if not verdict.promote and not settings.force:
         raise PromotionRefused(
             f"version {challenger.version} is not promoted: {'; '.join(verdict.reasons)}. To promote it all the same:"
@@ -147,7 +152,7 @@ def promote(registry: Registry, settings: PromoteSettings) -> Promotion:
 def rollback(registry: Registry, settings: RollbackSettings, name: str = REGISTERED_MODEL) -> Promotion:
     """The return of the version that was champion before. Rolling back again goes one further back.
 
-    Raises RegistryError where there is no champion, or none before it.
+    Raises RegistryError where there is no champion, or none before it, and BundleError where no server can load that.
     """
     champion = registry.resolve(f"models:/{name}@{CHAMPION}")
     number = champion.tags.get(PREVIOUS_TAG, "")
@@ -157,6 +162,7 @@ def rollback(registry: Registry, settings: RollbackSettings, name: str = REGISTE
             " choose a version with: rayapp promote --version VERSION --force --reason 'WHY'"
         )
     version = registry.resolve(f"models:/{name}/{number}")
+    registry.require_bundle(version)
     reasons = (settings.reason.strip() or f"rolled back from version {champion.version}",)
     promotion = Promotion("rolled back", name, int(number), champion.version, reasons)
     registry.tag(version, _record(promotion, settings.reason) | {"rolled_back_from": str(champion.version)})

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import posixpath
 import re
+import shlex
 import sqlite3
 import sys
 import threading
@@ -22,6 +23,8 @@ import requests
 from filelock import FileLock
 
 from rayapp.errors import RegistryError, RegistryUnavailable
+from rayapp.proxies import NO_PROXY_ADVICE, is_loopback, proxy_of, through
+from rayapp.registry import moved
 from rayapp.registry.spool import Spool
 
 if TYPE_CHECKING:
@@ -36,6 +39,11 @@ TABLES_TIMEOUT_S = 60.0  # for another process to make the tables of a new datab
 MAX_PARAM_CHARS, MAX_TAG_CHARS = 6000, 8000  # mlflow.utils.validation, 3.17
 MAX_METRICS = 1000  # in one log_batch
 MAX_PAST_RUNS = 20
+# What to do about a database that SQLAlchemy knows and this environment has no driver for.
+DRIVERS = {
+    "postgresql": ": pip install psycopg2-binary, and write postgresql+psycopg2://...",
+    "mysql": ": pip install PyMySQL, and write mysql+pymysql://...",
+}
 SEND_EVERY_S, LONGEST_WAIT_S, CLOSING_WAIT_S = 2.0, 30.0, 0.5
 
 
@@ -65,6 +73,11 @@ def connected(tracking_uri: str) -> Iterator[MlflowClient]:
     except _outer_errors() as error:
         text = " ".join(str(error).split())[:400]
         raise RegistryUnavailable(f"MLflow at {_without_password(tracking_uri)} failed: {text}") from error
+    except ImportError as error:
+        raise RegistryError(
+            f"MLflow at {_without_password(tracking_uri)} needs the Python module '{error.name}', which is not"
+            f" installed{DRIVERS.get(tracking_uri.partition(':')[0], '')}"
+        ) from error
 
 
 class Tracker:
@@ -183,7 +196,7 @@ class Tracker:
             assert experiment is not None
         if experiment.lifecycle_stage == "deleted":
             raise RegistryError(
-                f"experiment '{name}' is deleted; restore it with: mlflow experiments restore -x"
+                f"experiment '{name}' is deleted; restore it with: {_as_typed(self._uri)}mlflow experiments restore -x"
                 f" {experiment.experiment_id}, or choose another with --tracking.experiment NAME"
             )
         return str(experiment.experiment_id)
@@ -275,7 +288,9 @@ def _client(tracking_uri: str) -> MlflowClient:
     with FileLock(f"{path}.lock", timeout=TABLES_TIMEOUT_S):  # two processes that make the tables at once both fail
         with closing(sqlite3.connect(path)) as connection:
             connection.execute("PRAGMA schema_version")  # MLflow tries for minutes to read a file that is no database
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # tells of every table it makes
+            moved.follow(connection, path)
+        # tells of every table it makes, and prints the stack of what it raises
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
         return MlflowClient(tracking_uri, registry_uri=tracking_uri)
 
 
@@ -293,6 +308,15 @@ def _database(tracking_uri: str) -> Path | None:
     return Path(name) if name else None
 
 
+def _as_typed(tracking_uri: str) -> str:
+    """What stands before a command of MLflow's own, which knows nothing of RAYAPP_HOME.
+
+    Empty where the URI has a password, which is not printed: that one comes from the environment, where mlflow sees it.
+    """
+    has_password = _without_password(tracking_uri) != tracking_uri
+    return "" if has_password else f"MLFLOW_TRACKING_URI={shlex.quote(tracking_uri)} "
+
+
 def _quoted(value: str) -> str:
     """A value in MLflow's search language, which has no escape for a quote."""
     quote = '"' if "'" in value else "'"
@@ -301,8 +325,15 @@ def _quoted(value: str) -> str:
 
 def _require_answer(tracking_uri: str) -> None:
     """Nothing, if a server answers at tracking_uri in a moment; databases are let pass. Raises RegistryUnavailable."""
+    if re.fullmatch(r"[\w.-]+:\d+(/.*)?", tracking_uri):
+        raise RegistryError(f"MLFLOW_TRACKING_URI={tracking_uri} lacks its scheme; write http://{tracking_uri}")
     if not _is_server(tracking_uri):
         return
+    if is_loopback(tracking_uri) and (proxy := proxy_of(tracking_uri)):  # MLflow's client cannot be told otherwise
+        raise RegistryUnavailable(
+            f"MLflow at {_without_password(tracking_uri)} would be asked through the proxy {proxy}, which has another"
+            f" loopback; {NO_PROXY_ADVICE}"
+        )
     try:
         status = requests.get(f"{tracking_uri.rstrip('/')}/health", timeout=ANSWER_TIMEOUT_S).status_code
         reason = f"status {status}" if status >= 500 else ""
@@ -313,7 +344,7 @@ def _require_answer(tracking_uri: str) -> None:
         reason = f"no answer in {ANSWER_TIMEOUT_S:g} s" if timeout else _root_cause(error)
     if reason:
         raise RegistryUnavailable(
-            f"MLflow at {_without_password(tracking_uri)} does not answer ({reason});"
+            f"MLflow at {_without_password(tracking_uri)} does not answer{through(tracking_uri)} ({reason});"
             " start it, or set MLFLOW_TRACKING_URI to one that runs (unset: a database in RAYAPP_HOME)"
         )
 

@@ -18,10 +18,15 @@ from tests.support.processes import running
 @pytest.mark.timeout(1500)
 def test_the_demo_passes_every_step_and_leaves_nothing_running(tmp_path: Path) -> None:
     port = free_port()
+    environment = os.environ | {
+        "RAYAPP_HOME": str(tmp_path / "else where" / ".rayapp"),
+        "http_proxy": "http://127.0.0.1:9",
+    }
+    environment.pop("NO_PROXY")
     process = subprocess.Popen(
         [sys.executable, "-m", "rayapp.cli", "demo", "--port", str(port)],
         cwd=tmp_path,
-        env=os.environ | {"RAYAPP_HOME": str(tmp_path / ".rayapp")},
+        env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -39,4 +44,8 @@ def test_the_demo_passes_every_step_and_leaves_nothing_running(tmp_path: Path) -
     assert running(str(tmp_path)) == []
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
-    assert not (tmp_path / ".rayapp").exists()  # the demo has a home of its own
+    assert not (tmp_path / "else where" / ".rayapp").exists()  # the demo has a home of its own
+    (advice,) = [line for line in errors.splitlines() if line.startswith("next: ")]
+    models = advice.removeprefix("next: ").split(" | ")[0]
+    shown = subprocess.run(models, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "champion" in shown.stdout  # as typed, from where it was printed

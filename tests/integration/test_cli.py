@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +44,21 @@ print([name for name in {heavy} if name in sys.modules])
 """
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert out.splitlines()[-1] == "[]"
+
+
+def test_a_working_folder_that_was_deleted_needs_a_home_elsewhere(tmp_path: Path) -> None:
+    """Python, Ray and MLflow ask where they are, and had a traceback each."""
+    gone = tmp_path / "gone"
+    command = f"mkdir {gone} && cd {gone} && rmdir {gone} && {sys.executable} -m rayapp.cli models"
+    python = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2]), "PYTHONSAFEPATH": "1"}
+    done = subprocess.run(["bash", "-c", command], env=python, capture_output=True, text=True, check=False)
+    assert (done.returncode, "no model is registered yet" in done.stdout) == (0, True), done.stderr
+    assert done.stderr.startswith("the working folder was deleted; relative paths are those of")
+    done = subprocess.run(
+        ["bash", "-c", command], env=python | {"RAYAPP_HOME": ""}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: the working folder was deleted, and RAYAPP_HOME is in it; cd to another one, or set RAYAPP_HOME to an"
+        " absolute path\n"
+    )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -123,3 +127,62 @@ def test_a_bundle_goes_through_a_server_and_back(server: MlflowServer, tmp_path:
     with pytest.raises(RegistryError, match="run 'abc' not found"):
         registry.resolve("runs:/abc/model")
     assert not (tmp_path / "unused").exists()
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("postgresql://u:s3cret@127.0.0.1:1/db", "needs the Python module 'psycopg', .* pip install psycopg2-binary"),
+        ("mysql://u:s3cret@127.0.0.1:1/db", "needs the Python module 'MySQLdb', .* pip install PyMySQL"),
+        ("127.0.0.1:5000", "lacks its scheme; write http://127.0.0.1:5000"),
+    ],
+)
+def test_a_database_without_its_driver_and_an_address_without_a_scheme_are_sentences(uri: str, sentence: str) -> None:
+    with pytest.raises(RegistryError, match=sentence) as caught, connected(uri) as client:
+        client.search_experiments()
+    assert "s3cret" not in str(caught.value)
+
+
+def test_the_advice_on_a_deleted_experiment_works_as_typed(tmp_path: Path) -> None:
+    """mlflow knows nothing of RAYAPP_HOME, so without the URI it would look elsewhere."""
+    home = home_at(tmp_path / "home")
+    uri, tracker = home.tracking_uri, Tracker(home.tracking_uri, home.artifacts)
+    tracker.open_run("photos", "a run", {}, {})
+    with connected(uri) as client:
+        client.delete_experiment(client.get_experiment_by_name("photos").experiment_id)
+    with pytest.raises(RegistryError, match="is deleted") as caught:
+        tracker.open_run("photos", "a run", {}, {})
+    command = re.search(r"(MLFLOW_TRACKING_URI=.*mlflow experiments restore -x \d+),", str(caught.value))
+    assert command
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    subprocess.run(command[1], shell=True, check=True, env=os.environ | {"PATH": path}, capture_output=True)
+    assert tracker.open_run("photos", "a run", {}, {})
+
+
+def test_a_full_disk_is_one_sentence_and_no_stack_of_sqlalchemy(tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("mounting a small file system needs rights that this machine does not give")
+    try:
+        shutil.copy(home_at(tmp_path / "home").folder / "mlflow.db", small / "mlflow.db")
+        with contextlib.suppress(OSError), (small / "other").open("wb", buffering=0) as file:
+            while file.write(b"x" * 4096):
+                pass
+        code = f"""
+import sys
+from rayapp.cli import VERBS, Verb, main
+from rayapp.registry.tracking import Tracker
+sys.modules["tracking"] = sys.modules[__name__]
+def open_one(settings, home):
+    Tracker("sqlite:///{small}/mlflow.db").open_run("full", "a run", {{str(n): "x" * 500 for n in range(99)}}, {{}})
+VERBS["models"] = Verb(VERBS["models"].settings, "tracking:open_one")
+sys.exit(main(["models"]))
+"""
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: MLflow at sqlite:")
+    assert "full" in line

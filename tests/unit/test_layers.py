@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parents[2]
 FLOORS = [
     {"errors"},
     {"storage"},
-    {"config"},
-    {"provenance", "data"},
+    {"config", "proxies"},
+    {"provenance", "data", "terminal"},
     {"vision"},
     {"registry", "runtime"},
     {"train", "batch", "serve"},
@@ -41,7 +41,7 @@ OWNERS = {
     "ray": {"runtime", "train", "tune", "batch", "serve", "doctor", "demo", "verbs", "cli"},
     "starlette": {"serve"},
     "fastapi": {"serve"},
-    "httpx": {"registry", "serve", "doctor", "predict", "demo"},
+    "httpx": {"proxies", "registry", "serve", "doctor", "predict", "demo"},
     "boto3": {"registry"},
 }
 

@@ -37,7 +37,7 @@ def test_names_are_shown_as_they_are(name: str) -> None:
 
     assert name in printed(verbs._classes_table(scores))
     assert printed(verbs._predictions_table([Path(name)], [prediction])).count(name) == 3
-    assert name in printed(verbs._models_table([row]))
+    assert name in printed(verbs._models_table([row], ", "))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+import shutil
 from datetime import datetime
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import pytest
 
 from rayapp.config.commands import PromoteSettings, RollbackSettings
-from rayapp.errors import PromotionRefused, RegistryError
+from rayapp.errors import BundleError, PromotionRefused, RegistryError
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.promotion import Score, decide, promote, rollback
-from rayapp.registry.tracking import Tracker
+from rayapp.registry.tracking import Tracker, connected
 from tests.support.stores import registered
 
 
@@ -199,3 +202,28 @@ def test_rollback_goes_back_one_champion_at_a_time(registry: Registry, versions:
 def test_rollback_without_a_champion_says_how_to_get_one(registry: Registry, versions: list[ModelVersion]) -> None:
     with pytest.raises(RegistryError, match=r"alias 'champion' of 'vision' not found \(aliases: challenger -> 3\)"):
         rollback(registry, RollbackSettings())
+
+
+def test_force_is_for_the_gate_and_not_for_what_no_server_can_load(
+    registry: Registry, versions: list[ModelVersion], uri: str, home: Path
+) -> None:
+    """A version of another tool became champion by force, and every server that started failed."""
+    promote(registry, PromoteSettings(version=2))
+    (home / "foreign").mkdir()
+    (home / "foreign" / "model.pkl").write_bytes(b"sklearn")
+    with connected(uri) as client:
+        foreign = client.create_model_version("vision", (home / "foreign").as_uri(), versions[0].run_id)
+    with pytest.raises(BundleError, match=r"models:/vision/4 holds no bundle: .* lacks manifest.json, model.onnx"):
+        promote(registry, PromoteSettings(version=int(foreign.version), force=True, reason="why not"))
+    assert champion(registry).version == 2
+
+
+def test_a_version_whose_artifacts_are_gone_is_not_rolled_back_to(
+    registry: Registry, versions: list[ModelVersion]
+) -> None:
+    promote(registry, PromoteSettings(version=1))
+    promote(registry, PromoteSettings(version=2))
+    shutil.rmtree(url2pathname(urlsplit(versions[0].source).path))
+    with pytest.raises(BundleError, match="models:/vision/1 holds no bundle"):
+        rollback(registry, RollbackSettings())
+    assert champion(registry).version == 2
