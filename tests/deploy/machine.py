@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import marshal
+import py_compile
 import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from tests.deploy.tools import ROOT, run
 
@@ -56,6 +59,13 @@ printf '%s\\n' "$1" "${RAY_JOBS_ROLE_ARN:-}" "${RAY_SERVE_ROLE_ARN:-}" > "$0.cal
 printf '%s\\n' '{kind: Namespace, metadata: {name: rayapp}}' --- '{kind: ClusterSecretStore, metadata: {name: aws}}' \\
     --- '{kind: RayService, metadata: {name: vision}, data: '"$REGISTRY $AWAKE"'}'
 """
+# What a program of the machine is: the compiled stub_tools.py beside it, asked by the program's name.
+PLAYER = """import sys
+folder, _, name = sys.argv[0].rpartition("/")
+sys.path.append(folder)
+import stub_tools
+sys.exit(stub_tools.main(name, sys.argv[1:]))
+"""
 
 
 @dataclass
@@ -66,11 +76,11 @@ class Machine:
 
     @property
     def world(self) -> dict[str, Any]:
-        return dict(json.loads((self.folder / "bin/world.json").read_text()))
+        return dict(marshal.loads((self.folder / "bin/world").read_bytes()))
 
     def set(self, **changes: Any) -> None:
         """Changes the world."""
-        (self.folder / "bin/world.json").write_text(json.dumps(self.world | changes))
+        (self.folder / "bin/world").write_bytes(marshal.dumps(self.world | changes))
 
     def settings(self, **changes: str) -> None:
         lines = (f"{name}={value}\n" for name, value in (SETTINGS | changes).items())
@@ -128,11 +138,14 @@ def make_machine(folder: Path) -> Machine:
     (cluster / "charts/mlflow").mkdir(parents=True, exist_ok=True)
     bin_folder.mkdir()
     (folder / "tmp").mkdir()
-    stub = (ROOT / "tests/deploy/stub_tools.py").read_text()
+    py_compile.compile(str(ROOT / "tests/deploy/stub_tools.py"), str(bin_folder / "stub_tools.pyc"), doraise=True)
     for name in ("aws", "helm", "kubectl", "terraform", "curl"):
-        write_program(bin_folder / name, f"#!{sys.executable} -IS\n{stub}")
-    write_program(bin_folder / "python3", f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (bin_folder / "world.json").write_text(json.dumps(WORLD))
+        write_program(bin_folder / name, f"#!{sys.executable} -IS\n{PLAYER}")
+    yaml_is_in = Path(yaml.__file__).parents[1]  # without `import site` Python starts in half the time
+    write_program(
+        bin_folder / "python3", f'#!/bin/sh\nexport PYTHONPATH="{yaml_is_in}"\nexec "{sys.executable}" -S "$@"\n'
+    )
+    (bin_folder / "world").write_bytes(marshal.dumps(WORLD))
     made = Machine(folder)
     made.settings()
     return made

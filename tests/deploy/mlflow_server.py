@@ -23,7 +23,7 @@ from urllib.error import HTTPError, URLError
 import pytest
 
 from tests.deploy.chart_rules import Json, Sourced, of_kind
-from tests.deploy.tools import missing, run, tool
+from tests.deploy.tools import missing, mlflow_python, run, tool
 from tests.support.ports import free_port
 from tests.support.processes import of_session, written_by
 
@@ -243,7 +243,7 @@ def mount(objects: Sourced, etc: Path, database: Postgres) -> Path:
     for name, text in of_kind(objects, "ConfigMap")[0]["data"].items():
         (etc / "config" / name).write_text(text.replace("/etc/mlflow", str(etc)))
     shutil.copy(database.folder / "ca.pem", etc / "ca/ca.pem")
-    python = tool("mlflow-python")
+    python = mlflow_python()
     for name, words in {"mlflow": f"exec {python} -m mlflow", "python": f"exec {python}"}.items():
         program = etc / "bin" / name
         program.write_text(f'#!/bin/sh\n{words} "$@"\n')

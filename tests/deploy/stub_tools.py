@@ -1,20 +1,30 @@
 """One program that plays aws, helm, kubectl, terraform and curl: it records what it was asked and answers from a world.
 
-The world is a JSON file beside it. What a call changes is in the world afterwards, so a second run of a script meets
+The world is a file beside it. What a call changes is in the world afterwards, so a second run of a script meets
 what the first one made. `fail` in the world names the call that fails: "PROGRAM words", and the how-manieth.
 """
 
 from __future__ import annotations
 
 import fcntl
-import json
+import marshal
 import os
-import re
 import sys
 import time
 
-# typing, pathlib and contextlib would double the time that a call takes, and there are thousands
-World = dict
+
+class Lazy:
+    """A module that is imported where it is needed: each doubles the time of a call, and there are thousands."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __getattr__(self, word: str) -> object:
+        return getattr(__import__(self._name), word)
+
+
+hashlib, json, re = Lazy("hashlib"), Lazy("json"), Lazy("re")
+World = dict  # typing, pathlib and contextlib would take as long
 HERE = os.path.dirname(os.path.abspath(__file__))
 OF_THESE_VERSIONS = {"aws": "2.30.1", "terraform": "1.11.4", "helm": "v3.19.0", "kubectl": "1.36.0", "curl": "8.5.0"}
 CHANGING = (
@@ -22,8 +32,8 @@ CHANGING = (
     "helm upgrade uninstall|kubectl apply create delete patch annotate scale rollout exec|terraform apply|"
     "curl POST PATCH"
 )
-JOB = {"metadata": {"generateName": "evaluate-"}, "spec": {"entrypoint": "python jobs/evaluate.py", "rayClusterSpec": {
-    "headGroupSpec": {"rayStartParams": {"num-cpus": "0"}}, "workerGroupSpecs": []}}}  # fmt: skip
+JOB = """{"metadata": {"generateName": "evaluate-"}, "spec": {"entrypoint": "python jobs/evaluate.py",
+    "rayClusterSpec": {"headGroupSpec": {"rayStartParams": {"num-cpus": "0"}}, "workerGroupSpecs": []}}}"""
 CLOSED = {"metadata": {"name": "nothing-else"}, "spec": {"podSelector": {}, "policyTypes": ["Ingress", "Egress"]}}
 
 
@@ -39,15 +49,15 @@ class Opened:
     """The world, for one program at a time; written back at the end."""
 
     def __enter__(self) -> World:
-        self.file = open(os.path.join(HERE, "world.json"), "r+")
+        self.file = open(os.path.join(HERE, "world"), "r+b")
         fcntl.flock(self.file, fcntl.LOCK_EX)
-        self.world = json.load(self.file)
+        self.world = marshal.load(self.file)
         return self.world
 
     def __exit__(self, *_: object) -> None:
         self.file.seek(0)
         self.file.truncate()
-        json.dump(self.world, self.file)
+        marshal.dump(self.world, self.file)
         self.file.close()
 
 
@@ -57,9 +67,12 @@ def text_of(path: str) -> str:
 
 
 def digest_of(text: str) -> str:
-    import hashlib  # as above
-
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def as_text(answer: object) -> str:
+    """Text as it is, anything else as JSON."""
+    return answer if isinstance(answer, str) else json.dumps(answer)
 
 
 def changes(program: str, words: list[str]) -> bool:
@@ -130,13 +143,13 @@ def aws(world: World, words: list[str], stdin: str) -> str:
         }
     answers = {
         "sts get-caller-identity": world["account"],
-        "acm describe-certificate": json.dumps(world["certificate"]),
+        "acm describe-certificate": world["certificate"],
         "eks describe-cluster-versions": "1.35\t1.36",
-        "eks describe-nodegroup": json.dumps(world["nodegroup"]),
+        "eks describe-nodegroup": world["nodegroup"],
         "eks describe-cluster": "ACTIVE" if world["terraform"] else "",
         "service-quotas get-service-quota": "64.0",
     }
-    return answers.get(f"{service} {verb}", "")
+    return as_text(answers.get(f"{service} {verb}", ""))
 
 
 def secrets_manager(world: World, verb: str, words: list[str], stdin: str) -> str:
@@ -212,14 +225,14 @@ def get(world: World, words: list[str]) -> str:
     if words[1] == "externalsecret":
         return "True" if "Ready" in path else str(world["refreshed"])
     answers = {
-        "networkpolicy": json.dumps({"items": world["policies"]}),
-        "daemonset": json.dumps({"args": ["--enable-network-policy=true"]}),
+        "networkpolicy": {"items": world["policies"]},
+        "daemonset": {"args": ["--enable-network-policy=true"]},
         "ingress": "balancer.example.org",
         "rayservice": world["suspend"],
         "rayjob.ray.io/verify-x1": world["job"],
-        "configmap": json.dumps({"data": {"evaluate.yaml": json.dumps(JOB)}}),
+        "configmap": {"data": {"evaluate.yaml": JOB}},
     }
-    return answers.get(words[1], "")
+    return as_text(answers.get(words[1], ""))
 
 
 def curl(world: World, words: list[str], stdin: str) -> str:
@@ -281,7 +294,3 @@ def main(program: str, words: list[str]) -> int:
     if code == -1:
         time.sleep(60)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main(os.path.basename(sys.argv[0]), sys.argv[1:]))

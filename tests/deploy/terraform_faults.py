@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.deploy.tools import ROOT
+
+TERRAFORM = ROOT / "terraform"
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,14 @@ class Fault:
         text = path.read_text(encoding="utf-8")
         assert text.count(self.old) == 1, f"{self.file} has {self.old!r} {text.count(self.old)} times"
         path.write_text(text.replace(self.old, self.new), encoding="utf-8")
+
+
+def copy_with(folder: Path, *faults: Fault) -> Path:
+    """The folder as git has it, with the faults: settings of whoever works here do not reach the tests."""
+    shutil.copytree(TERRAFORM, folder, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.auto.tfvars"))
+    for fault in faults:
+        fault.plant(folder)
+    return folder
 
 
 # All in one copy: each is found by an assertion of its own.

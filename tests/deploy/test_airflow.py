@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import yaml
 
 from tests.deploy.airflow_tools import (
+    BAG,
     DAGS,
     SCHEMA,
     Airflow,
@@ -47,11 +50,17 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Airflow]:
         yield here
 
 
+@pytest.fixture(scope="module")
+def dags(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], str]:
+    """What Airflow reads in jobs/dags, and what it says meanwhile."""
+    return read_dags(DAGS, tmp_path_factory.mktemp("dags"))
+
+
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def test_all_dags_are_read_without_errors_and_warnings(tmp_path, capsys):
-    bag, said = read_dags(DAGS, tmp_path)
+def test_all_dags_are_read_without_errors_and_warnings(dags, capsys):
+    bag, said = dags
 
     with capsys.disabled():
         print(f"\nthe DAGs are read in {bag['seconds']:.2f} s")
@@ -71,12 +80,13 @@ def test_all_dags_are_read_without_errors_and_warnings(tmp_path, capsys):
                 assert (ROOT / task["entrypoint"].split()[1]).is_file()
 
 
-def test_a_broken_import_is_named(tmp_path):
+def test_a_broken_import_is_named(airflow, tmp_path):
     folder = shutil.copytree(DAGS, tmp_path / "dags")
     file = folder / "weekly_tuning.py"
     file.write_text(file.read_text().replace("import RayJobOperator", "import RayJobOperatr"))
 
-    bag, _ = read_dags(folder, tmp_path)
+    _, said = airflow.run("-c", f"import sys; sys.argv[1:] = [{str(folder)!r}]\n{BAG}")
+    bag = json.loads(said.splitlines()[-1])
 
     assert list(bag["errors"]) == ["weekly_tuning.py"]
     assert "cannot import name 'RayJobOperatr'" in bag["errors"]["weekly_tuning.py"]
@@ -134,9 +144,9 @@ def test_the_rayjob_is_the_template_with_a_name_of_its_own(airflow):
     assert annotations["rayapp.io/airflow-try"] == "1"
 
 
-def test_the_templates_of_the_platform_serve_the_dags(airflow, tmp_path):
+def test_the_templates_of_the_platform_serve_the_dags(airflow, dags):
     given = rendered_templates()
-    bag, _ = read_dags(DAGS, tmp_path)
+    bag, _ = dags
     with stand_in(templates=given) as api:
         code, log = airflow.test("evaluation_and_promotion", api)
 
@@ -223,7 +233,7 @@ def test_a_rayjob_that_takes_too_long_is_deleted_and_not_tried_again(impatient):
     assert api.deleted == api.names()
     assert len(api.names()) == 1
     assert api.created[0]["spec"]["activeDeadlineSeconds"] == 1  # KubeRay does it where Airflow is down
-    assert "not finished in time, last seen: Running RUNNING" in log
+    assert "not finished in time, last seen: " in log  # what that is depends on how far it comes in a second
 
 
 def test_the_role_allows_what_the_tasks_do_and_no_more(impatient):

@@ -10,23 +10,19 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.deploy.chart_rules import Sourced, containers, faults, of_kind, pod_spec, render
-from tests.deploy.tools import RENDER, ROOT, VERSIONS, dump, kube_validate, run, tool
-
-CHART = ROOT / "cluster/charts/mlflow"
-FILES = {"default": [], "lean": [CHART / "values-lean.yaml"], "prod": [CHART / "values-prod.yaml"]}
-GIVEN = {  # what setup/04-mlflow.sh gives
-    "image": {"repository": "registry.example/rayapp-prod/rayapp-mlflow"},
-    "database": {"host": "db.example", "secret": "arn:aws:secretsmanager:us-east-1:111122223333:secret:rds!db-1"},
-    "auth": {"secret": "rayapp-prod/mlflow"},
-    "artifacts": {"bucket": "rayapp-prod-1"},
-    "ingress": {"host": "mlflow.example.com", "certificateArn": "arn:aws:acm:us-east-1:111122223333:certificate/1"},
-}
-CHECKOV_SKIPS = {
-    "CKV_K8S_15": "always pull: tags are immutable in ECR, and a node that has the image starts without the registry",
-    "CKV_K8S_43": "digest: as above; the tag names the version, which a digest does not",
-    "CKV_K8S_35": "secrets as files: MLflow reads its keys from the environment alone; the database's is a file",
-}
+from tests.deploy.chart_rules import (
+    CHART,
+    FILES,
+    GIVEN,
+    Sourced,
+    containers,
+    damage,
+    faults,
+    mlflow,
+    of_kind,
+    pod_spec,
+)
+from tests.deploy.tools import RENDER, VERSIONS, dump, kube_validate, run, tool
 
 
 @pytest.fixture
@@ -42,10 +38,6 @@ def copy(tmp_path: Path) -> Path:
     return Path(shutil.copytree(CHART, tmp_path / "mlflow"))
 
 
-def mlflow(*values: Path, chart: Path = CHART) -> Sourced:
-    return render(chart, *values, release="mlflow", namespace="mlflow")
-
-
 def named(objects: Sourced, kind: str, name: str = "mlflow") -> dict[str, Any]:
     (found,) = [obj for obj in of_kind(objects, kind) if obj["metadata"]["name"] == name]
     return found
@@ -56,12 +48,6 @@ def refusal(chart: Path, *values: Path) -> str:
     done = run([tool("helm-python"), RENDER, chart, "mlflow", "mlflow", *values], ok=False)
     assert done.returncode, "Helm took what it has to refuse"
     return done.stderr
-
-
-def damage(file: Path, old: str, new: str) -> None:
-    text = file.read_text()
-    assert text.count(old) >= 1, f"{file.name} has no {old!r} to damage"
-    file.write_text(text.replace(old, new, 1))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -221,28 +207,3 @@ def test_a_misspelt_field_of_kubernetes_is_found(copy: Path, given: Path) -> Non
     assert checked.returncode == 1
     said = checked.stdout + checked.stderr
     assert re.search("Deployment/mlflow: .*startupProb: unknown field", said), said
-
-
-def checkov(*files: Path) -> tuple[int, str]:
-    """Its exit code and report. One run for all files: most of its time is its start."""
-    options = ["--framework", "kubernetes", "--compact", "--quiet", "--skip-download"]
-    skips = ["--skip-check", ",".join(CHECKOV_SKIPS)]
-    done = run([tool("checkov"), *(word for file in files for word in ("-f", str(file))), *options, *skips], ok=False)
-    return done.returncode, done.stdout
-
-
-def write(objects: Sourced, file: Path) -> Path:
-    file.write_text(dump([obj for _, obj in objects]))
-    return file
-
-
-def test_checkov_finds_nothing_but_what_is_explained(given: Path, tmp_path: Path) -> None:
-    code, said = checkov(*(write(mlflow(*files, given), tmp_path / f"{name}.yaml") for name, files in FILES.items()))
-    assert code == 0, said
-
-
-def test_checkov_finds_a_planted_fault(copy: Path, given: Path, tmp_path: Path) -> None:
-    damage(copy / "templates/_helpers.tpl", "allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true")
-    code, said = checkov(write(mlflow(given, chart=copy), tmp_path / "planted.yaml"))
-    assert code == 1
-    assert re.search(r"CKV_K8S_20.*Deployment\.mlflow\.mlflow", said, re.DOTALL), said

@@ -69,6 +69,14 @@ def test_other_commands_are_of_make_or_of_a_program_that_the_page_names(line: st
     assert program in OF_OTHERS or (ROOT / shlex.split(line)[-1]).is_file(), line
 
 
+def test_the_base_is_what_terraform_computes() -> None:
+    """terraform/tests holds its README to the prices; a page beside it would go its own way."""
+    readme = (ROOT / "terraform/README.md").read_text(encoding="utf-8")
+    lean, standard = re.findall(r"\*\*Total\*\* \| \*\*([\d.]+)\*\* \| \*\*([\d.]+)\*\*", readme)[0]
+
+    assert f"| {lean} | {standard} |" in (ROOT / "docs/costs.md").read_text(encoding="utf-8")
+
+
 def test_every_step_of_the_setup_is_on_the_page() -> None:
     page = PAGES[0].read_text()
     steps = [path.name for path in sorted((ROOT / "cluster/scripts/setup").glob("0*.sh"))]

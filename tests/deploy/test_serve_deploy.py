@@ -27,11 +27,11 @@ from tests.support.processes import listeners
 from tests.support.site import Site
 
 pytestmark = [
-    pytest.mark.timeout(900),
+    pytest.mark.timeout(600),  # Ray's head, HAProxy and a replica start one after another
     pytest.mark.cluster,
     pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only"),
 ]
-PATIENCE_S = 300.0
+PATIENCE_S = 240.0
 KEY = "key-of-a-client"
 
 

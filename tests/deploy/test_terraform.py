@@ -1,25 +1,22 @@
 """Terraform keeps its promises, and each check of them bites: faults planted in copies fail, naming file and field.
 
 The promises themselves stand in terraform/tests. Here they are run against the schema of the aws provider, without
-AWS, and checkov looks at the same files. Three runs of Terraform and two of checkov, two at a time.
+AWS. Three runs of Terraform, two at a time.
 """
 
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import yaml
 
-from .terraform_faults import FAULTS, MISSPELT, Fault
+from .terraform_faults import FAULTS, MISSPELT, TERRAFORM, Fault, copy_with
 from .tools import ROOT, VERSIONS, python, run, shared, tool
 
-TERRAFORM = ROOT / "terraform"
 SETTING = re.compile(r"^(\w+)\s*=", re.MULTILINE)
 
 
@@ -29,14 +26,6 @@ class Report:
 
     status: int
     text: str
-
-
-def copy_with(folder: Path, *faults: Fault) -> Path:
-    """The folder as git has it, with the faults: settings of whoever works here do not reach the tests."""
-    shutil.copytree(TERRAFORM, folder, ignore=shutil.ignore_patterns(".terraform*", "*.tfstate*", "*.auto.tfvars"))
-    for fault in faults:
-        fault.plant(folder)
-    return folder
 
 
 def report(*command: str | Path, cwd: Path) -> Report:
@@ -66,14 +55,6 @@ def terraform(copies: dict[str, Path], pool: ThreadPoolExecutor) -> Check:
     tool("terraform")
     command = (python(), "-B", shared("tools/terraform_offline/check"), "--test")
     begun = {name: pool.submit(report, *command, folder, cwd=ROOT) for name, folder in copies.items()}
-    return lambda name: begun[name].result()
-
-
-@pytest.fixture(scope="module")
-def checkov(copies: dict[str, Path], pool: ThreadPoolExecutor) -> Check:
-    """checkov with our exceptions on two of the copies."""
-    command = (tool("checkov"), "--directory", ".", "--config-file", "checkov.yaml")
-    begun = {name: pool.submit(report, *command, cwd=copies[name]) for name in ("clean", "faulty")}
     return lambda name: begun[name].result()
 
 
@@ -108,33 +89,6 @@ def test_a_misspelt_argument_is_named_with_file_and_line(terraform: Check) -> No
     assert terraform("misspelt").status == 1
     assert f'on {MISSPELT.file} line {line}, in resource "aws_db_instance" "this"' in terraform("misspelt").text
     assert MISSPELT.says in terraform("misspelt").text
-
-
-def test_checkov_finds_nothing(checkov: Check) -> None:
-    assert checkov("clean").status == 0, checkov("clean").text
-
-
-@pytest.mark.parametrize(
-    ("rule", "file"),
-    [
-        ("CKV_AWS_17", "/modules/rds/main.tf"),  # public database
-        ("CKV_AWS_16", "/modules/rds/main.tf"),  # unencrypted database
-        ("CKV_AWS_54", "/modules/s3/main.tf"),  # public bucket
-        ("CKV_AWS_51", "/modules/ecr/main.tf"),  # mutable tags
-        ("CKV_AWS_7", "/modules/kms/main.tf"),  # no rotation
-    ],
-)
-def test_checkov_finds_the_faults(rule: str, file: str, checkov: Check) -> None:
-    assert checkov("faulty").status == 1
-    assert re.search(rf"Check: {rule}: [^/]* File: {re.escape(file)}", checkov("faulty").text), checkov("faulty").text
-
-
-def test_every_exception_from_checkov_has_a_reason() -> None:
-    config = (TERRAFORM / "checkov.yaml").read_text()
-    listed = yaml.safe_load(config)["skip-check"]
-    assert re.findall(r"^ +- (\w+) +# \w.{30,}$", config, re.MULTILINE) == listed
-    beside = "\n".join(file.read_text() for file in TERRAFORM.rglob("*.tf"))
-    assert len(re.findall(r"checkov:skip=\w+:\w.{20,}", beside)) == beside.count("checkov:skip")
 
 
 def settings(path: Path) -> set[str]:

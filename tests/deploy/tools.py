@@ -13,6 +13,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,12 +22,11 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" if (ROOT.parent / "shared").is_dir() else None
-ENVIRONMENTS = {  # of tools that cannot share one
+ENVIRONMENTS = {  # of tools that cannot be in .venv
     "helm-python": ".venv-infra/bin/python",
     "airflow-python": ".venv-airflow/bin/python",
-    "mlflow-python": ".venv-mlflow/bin/python",
     "aws": ".venv-infra/bin/aws",
-    "checkov": ".venv-checkov/bin/checkov",
+    "checkov": ".venv-infra/bin/checkov",
     "shellcheck": ".venv-infra/bin/shellcheck",
     "hadolint": ".venv-infra/bin/hadolint",
     "yamllint": ".venv-infra/bin/yamllint",
@@ -114,3 +114,10 @@ def dump(objects: Sequence[Mapping[str, Any]]) -> str:
 def python() -> Path:
     """The Python that runs the tests."""
     return Path(sys.executable)
+
+
+def mlflow_python() -> Path:
+    """The same, where it has what MLflow's server needs besides."""
+    if find_spec("flask_wtf") is None or find_spec("psycopg2") is None:
+        missing("what MLflow's server needs is not in .venv: run `make check-infra`")
+    return python()
