@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
+import re
 import threading
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,27 +25,39 @@ from rayapp.vision.bundle import GRAPH
 from tests.support.bundles import Shelf
 from tests.support.images import encoded, picture
 from tests.support.serving import quick_args
+from tests.support.wait import until
+
+
+class View:
+    """A shelf as one node sees it, whose disk may be full."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self.disk_is_full = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._shelf, name)
+
+    def download(self, version: ModelVersion, cache: Path) -> Any:
+        if self.disk_is_full:
+            raise OSError(28, "No space left")
+        return self._shelf.download(version, cache)
 
 
 class Node:
     """One replica with a registry of its own view, as each process has."""
 
-    def __init__(self, shelf: Any, folder: Path, args: Any) -> None:
+    def __init__(self, shelf: Shelf, folder: Path, args: Any) -> None:
         self.metrics = Metrics()
+        self.registry: Any = View(shelf)
         last = LastServed(folder)
-        self.replica = Replica(first_served(shelf, None, last, folder, args), args, self.metrics)
-        self.follower = Follower(self.replica, shelf, folder, args, self.metrics, last)
+        self.replica = Replica(first_served(self.registry, None, last, folder, args), args, self.metrics)
+        self.follower = Follower(self.replica, self.registry, folder, args, self.metrics, last)
 
     @property
     def numbers(self) -> str:
         """What /metrics says of us."""
         return "\n".join(line for line in self.metrics.render().decode().splitlines() if line.startswith("rayapp_"))
-
-    @property
-    def loaded(self) -> list[str]:
-        """The versions in memory."""
-        models = (self.replica.served, self.replica.second, self.follower._ready)
-        return sorted({model.label for model in models if model})
 
 
 class Scene:
@@ -111,22 +127,19 @@ def test_alias_that_stays_costs_no_download(tmp_path: Path):
     assert scene.shelf.num_downloads == 1
 
 
-def test_all_replicas_take_a_version_or_none_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_all_replicas_take_a_version_or_none_does(tmp_path: Path):
     scene = Scene(tmp_path, num_replicas=3)
     scene.shelf.add(2)
     scene.shelf.champion = 2
-    full = Shelf(tmp_path / "full")  # a replica on whose node the version cannot be stored
-    monkeypatch.setattr(full, "download", lambda version, cache: (_ for _ in ()).throw(OSError(28, "No space left")))
-    scene.nodes[1].follower._registry = full  # type: ignore[assignment]
+    before = scene.shelf.num_downloads
+    scene.nodes[1].registry.disk_is_full = True
 
     assert scene.seen() == "1"
-    assert scene.nodes[0].loaded == ["1", "2"]  # it was ready, and did not take it
-    scene.rollout._champion.retry_at = 0.0
+    assert scene.shelf.num_downloads > before  # the others were ready, and did not take it
     assert scene.seen() == "1"
     assert all('rollout_failed{model_version="2",reason="OSError"} 1.0' in node.numbers for node in scene.nodes)
-    scene.nodes[1].follower._registry = scene.shelf  # type: ignore[assignment]
-    scene.rollout._champion.retry_at = 0.0
-    assert scene.seen() == "2"
+    scene.nodes[1].registry.disk_is_full = False
+    until(lambda: scene.seen() == "2")
 
 
 def test_replica_that_comes_late_is_brought_in_line(tmp_path: Path):
@@ -175,8 +188,8 @@ def test_missing_bundle_is_refused_and_taken_once_it_is_there(tmp_path: Path):
 
     assert scene.seen() == "1"
     scene.shelf.add(2)
-    scene.rollout._champion.retry_at = 0.0
-    assert scene.seen(times=2) == "2"
+    until(lambda: scene.seen() == "2")
+    scene.seen()
     assert "rollout_failed{" not in scene.numbers
 
 
@@ -191,17 +204,19 @@ def test_refused_version_is_not_tried_at_every_look_but_another_is_at_once(tmp_p
     assert scene.seen() == "3"
 
 
-def test_pauses_between_attempts_grow_up_to_a_minute(tmp_path: Path):
+def test_pauses_between_attempts_grow_up_to_a_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    now = [0.0]
+    monkeypatch.setattr("rayapp.serve.rollout.time", SimpleNamespace(monotonic=lambda: now[0]))
     scene = Scene(tmp_path, poll_s=2)
     scene.shelf.champion = 2
-    pauses = []
 
     for _ in range(8):
-        scene.rollout._champion.retry_at = 0.0
         scene.seen()
-        pauses.append(scene.rollout._champion.pause_s)
+        now[0] += 61
 
-    assert pauses == [2, 4, 8, 16, 32, 60, 60, 60]
+    assert re.findall(r"retry_in_s=(\d+)", caplog.text) == ["2", "4", "8", "16", "32", "60", "60", "60"]
 
 
 def test_alias_back_on_the_served_version_clears_the_gauge(tmp_path: Path):
@@ -325,11 +340,16 @@ def test_promoted_challenger_is_not_loaded_again_and_compares_with_nothing(tmp_p
 def test_at_most_two_models_are_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     scene = with_second(tmp_path)
     scene.seen()
-    node, in_memory = scene.nodes[0], []
+    replica, in_memory = scene.replica, []
+    assert replica.second
+    there = [weakref.ref(replica.served.predictor), weakref.ref(replica.second.predictor)]
 
     def watched(*args: Any) -> Any:
-        in_memory.append(len(node.loaded) + 1)  # this one is on its way
-        return prepare(*args)
+        gc.collect()
+        in_memory.append(sum(model() is not None for model in there) + 1)  # this one is on its way
+        served = prepare(*args)
+        there.append(weakref.ref(served.predictor))
+        return served
 
     monkeypatch.setattr("rayapp.serve.follower.prepare", watched)
     scene.shelf.champion = 3
