@@ -217,7 +217,7 @@ class Report:
         found = self.spread(runs[0].name, figure, runs[0].case)
         if found:
             return f"{found:{self.columns[figure].form}}"
-        return next((row.remark.partition(":")[0] for row in runs if row.remark), "")
+        return next((row.remark.partition(":")[0] for row in runs if row.remark and figure in row.figures), "")
 
     def conclude(
         self, console: Console, findings: Sequence[Finding], *, judge: bool, speed_fails: bool

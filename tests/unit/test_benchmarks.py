@@ -117,6 +117,12 @@ def test_what_does_not_depend_on_time_counts_from_a_disturbed_run_but_not_from_a
     assert "loss" not in shown(found, [])[1]["runs"][1]
 
 
+def test_a_figure_that_a_contestant_does_not_have_is_empty_and_not_called_disturbed():
+    lossless = Row("b", 0, {"images/s": 5.0, "s": 20.0}, others_cpu=0.5)
+
+    assert shown(Report(COLUMNS, [*rows_of("a", 5), lossless]), [])[0].count("DISTURBED") == 2  # images/s and s
+
+
 def test_a_quick_look_judges_nothing():
     text, result = shown(
         Report(COLUMNS, rows_of("ours", 1)), [Finding("any", "ours", 1.0, "1", limit=2.0)], judge=False
