@@ -34,6 +34,7 @@ from rayapp.serve import request_log
 from rayapp.serve.contract import build_app
 from rayapp.serve.coordinator import DEPLOYMENT, ENVIRONMENT, REPLICAS, Coordinator, RayFleet, champion_of
 from rayapp.serve.follower import Follower, first_served
+from rayapp.serve.haproxy_wrapper import LOOPBACK
 from rayapp.serve.keys import ApiKeys
 from rayapp.serve.last_served import LastServed
 from rayapp.serve.logs import Logs
@@ -146,9 +147,10 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
         # Ray's own handler prints a stack trace first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            haproxy = private_haproxy(Path(folder)) if settings.haproxy else None
+            haproxy = private_haproxy(Path(folder), settings.host) if settings.haproxy else None
             version = start(args, home, host=settings.host, port=settings.port, haproxy=haproxy)
-            print(f"serving {_name(version)} at http://{settings.host}:{settings.port} (Ctrl-C stops it)", flush=True)
+            at = f"[{settings.host}]" if ":" in settings.host else settings.host
+            print(f"serving {_name(version)} at http://{at}:{settings.port} (Ctrl-C stops it)", flush=True)
             threading.Event().wait()
         except KeyboardInterrupt:
             print("stopping", flush=True)
@@ -183,9 +185,11 @@ def start(
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with_haproxy = haproxy is not None
+    # HAProxy alone has to be reached from elsewhere, and asks Serve's proxy and the replicas of its machine on loopback
+    behind = LOOPBACK if with_haproxy and not ray_address() else host
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": host, "port": port, "request_timeout_s": args.timeout_s + SERVES_GRACE_S},
+        http_options={"host": behind, "port": port, "request_timeout_s": args.timeout_s + SERVES_GRACE_S},
         controller_options={"runtime_env": {"env_vars": controller_env(haproxy=with_haproxy) | dict(haproxy or {})}},
         logging_config=quiet,
     )

@@ -1,0 +1,106 @@
+"""haproxy_wrapper: the configuration that Serve really writes, and what becomes of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
+from ray.serve.config import HTTPOptions
+
+from rayapp.serve.haproxy_wrapper import Unexpected, changed
+from rayapp.serve.proxy import haproxy_script
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")
+
+
+def written_by_serve(folder: Path, host: str = "0.0.0.0", *, port: int = 3000, **more: Any) -> Path:
+    """The configuration of HAProxy as this version of Serve writes it for a host."""
+    path = folder / "haproxy.cfg"
+    options = HTTPOptions(host=host, port=port)
+    config = HAProxyConfig(http_options=options, socket_path=str(folder / "admin.sock"), **more)
+    HAProxyApi(config, config_file_path=str(path))._generate_config_file_internal()
+    return path
+
+
+def program(folder: Path, host: str = "") -> str:
+    path = folder / "haproxy with a space"
+    path.write_text(haproxy_script(host))
+    path.chmod(0o700)
+    return str(path)
+
+
+def binds(config: str) -> list[str]:
+    return re.findall(r"(?m)^ *bind (.*)$", config)
+
+
+@pytest.mark.parametrize(
+    ("told", "given", "listens"),
+    [
+        ("0.0.0.0", "", "*:3000"),  # in a pod: the kubelet's probe and the load balancer come from elsewhere
+        ("127.0.0.1", "", "127.0.0.1:3000"),
+        ("10.1.2.3", "", "10.1.2.3:3000"),
+        ("127.0.0.1", "0.0.0.0", "0.0.0.0:3000"),  # `rayapp serve --host 0.0.0.0`: all else stays on loopback
+        ("127.0.0.1", "10.1.2.3", "10.1.2.3:3000"),
+        ("127.0.0.1", "::", ":::3000 v4v6"),
+        ("127.0.0.1", "localhost", "localhost:3000"),
+    ],
+)
+def test_the_service_listens_where_it_is_told_and_haproxys_own_pages_on_loopback(
+    tmp_path: Path, told: str, given: str, listens: str
+):
+    """The service was once moved to loopback with HAProxy's own pages: no pod that asked for 0.0.0.0 got ready."""
+    path = written_by_serve(tmp_path, told)
+
+    checked = subprocess.run([program(tmp_path, given), "-c", "-f", path], capture_output=True, text=True, check=False)
+
+    assert checked.returncode == 0, checked.stderr
+    assert binds(path.read_text()) == ["127.0.0.1:9101", listens, "127.0.0.1:8404"]
+
+
+def test_requests_are_asked_again_even_if_their_head_came_alone(tmp_path: Path):
+    config = changed(written_by_serve(tmp_path).read_text())
+
+    assert "\ndefaults\n    option http-buffer-request\n" in config
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "told"),
+    [
+        ("  bind *:8404", "  bind *:8404\n  bind *:8405", "'listen stats' has not one line"),
+        ("frontend prometheus", "frontend metrics", "0 sections 'frontend prometheus'"),
+        ("    bind :9101", "    bind unix@/tmp/x", "'frontend prometheus' has not one line"),
+        ("listen stats", "listen more\n  bind *:1\nlisten stats", "listens in 'listen more'"),
+        ("defaults\n", "defaults all\n", "0 sections 'defaults'"),
+    ],
+)
+def test_another_version_of_serve_is_refused_with_a_sentence(tmp_path: Path, line: str, instead: str, told: str):
+    """What is no longer where it is looked for would else stay as Serve writes it: open to everybody."""
+    path = written_by_serve(tmp_path)
+    config = path.read_text()
+    assert line in config, "Serve writes another configuration: look at all that haproxy_wrapper changes"
+    path.write_text(config.replace(line, instead))
+
+    with pytest.raises(Unexpected, match=re.escape(told)):
+        changed(path.read_text())
+    done = subprocess.run([program(tmp_path), "-f", path], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("rayapp does not start HAProxy: the configuration")
+    assert "--haproxy false" in done.stderr
+
+
+def test_it_is_haproxy_to_whom_asks_for_nothing_else(tmp_path: Path):
+    version = subprocess.run([program(tmp_path), "-v"], capture_output=True, text=True, check=True).stdout
+
+    assert "HAProxy version" in version
+
+
+def test_images_get_the_same_program():
+    printed = subprocess.run([sys.executable, "-m", "rayapp.serve.proxy"], capture_output=True, text=True, check=True)
+
+    assert printed.stdout == haproxy_script()
