@@ -8,15 +8,16 @@ Wiring only. One deployment is mounted at /, so that every answer but those of S
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from prometheus_client.core import Metric
 from ray import serve
@@ -39,6 +40,7 @@ from rayapp.serve.keys import ApiKeys
 from rayapp.serve.last_served import LastServed
 from rayapp.serve.logs import Logs
 from rayapp.serve.metrics import Metrics
+from rayapp.serve.own_cluster import OwnCluster
 from rayapp.serve.process import log_to_stderr
 from rayapp.serve.proxy import controller_env, private_haproxy, replica_env
 from rayapp.serve.replica import Replica
@@ -140,10 +142,14 @@ def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.
 
 
 def serve_forever(settings: ServeSettings, home: Home) -> None:
-    """Serve until Ctrl-C or SIGTERM. Raises RegistryError, BundleError or ConfigError before Serve starts."""
+    """Serve until Ctrl-C or SIGTERM, of this process or of all that it has started.
+
+    Raises RegistryError, BundleError or ConfigError before Serve starts, and ClusterLost where Ray ends meanwhile.
+    """
     args = _with_absolute_paths(settings.app.model_copy(update={"model": settings.model}))
     check(args, home, host=settings.host, port=settings.port)
     with tempfile.TemporaryDirectory(prefix="rayapp-") as folder, ray_cluster(show_worker_logs=True):
+        cluster = OwnCluster()
         # Ray's own handler prints a stack trace first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
@@ -151,11 +157,11 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
             version = start(args, home, host=settings.host, port=settings.port, haproxy=haproxy)
             at = f"[{settings.host}]" if ":" in settings.host else settings.host
             print(f"serving {_name(version)} at http://{at}:{settings.port} (Ctrl-C stops it)", flush=True)
-            threading.Event().wait()
+            cluster.watch()
         except KeyboardInterrupt:
             print("stopping", flush=True)
         finally:
-            stop()
+            cluster.finish(stop)
 
 
 def _with_absolute_paths(args: ServeArgs) -> ServeArgs:
@@ -240,9 +246,24 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port} ({error.strerror}); stop what listens there, or choose another --port"
-            ) from error
+            who = _listener(port) if error.errno == errno.EADDRINUSE else None
+            stop_it = f"stop {who or 'what listens there'}, or choose another --port"
+            raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); {stop_it}") from error
+
+
+def _listener(port: int) -> str | None:
+    """Who listens on a port, as far as this user may know: a server of ours, or the process itself."""
+    with contextlib.suppress(psutil.Error):
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.pid and one.laddr and one.laddr.port == port:
+                process = psutil.Process(one.pid)
+                servers = [each for each in process.parents() if {"rayapp", "serve"} <= _words(each)]
+                return f"rayapp serve (pid {servers[0].pid})" if servers else f"{process.name()} (pid {process.pid})"
+    return None
+
+
+def _words(process: psutil.Process) -> set[str]:
+    return {Path(word).name for word in process.cmdline()}
 
 
 def _check_cpus(args: ServeArgs) -> None:

@@ -7,8 +7,10 @@ This file is copied to where rayapp is not (proxy.haproxy_script): it imports th
 nothing from __future__, which a copy that begins with a line of shell may not.
 """
 
+import ctypes
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +21,7 @@ SERVICE = "frontend http_frontend"
 # HAProxy can ask again only what it has whole when it first passes it on: without this that leaves out every client
 # that sends head and body apart.
 DEFAULTS = "    option http-buffer-request"
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _BIND = re.compile(r"(?m)^( *bind) (.*):(\d+)( .*)?$")
 
 
@@ -53,6 +56,18 @@ def _moved(section: str, host: str) -> str:
     return _BIND.sub(rf"\1 {host}:\3\4{options}", section) if host else section
 
 
+def ends_with_its_parent() -> None:
+    """Let the kernel end this process with the one that started it, which outlives an exec.
+
+    Serve's proxy, however it dies, would else leave an HAProxy that holds the port and answers 500. The kernel looks at
+    the thread that started us: Serve's is the one of its event loop, which lives as long as its process.
+    """
+    parent = os.getppid()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit("rayapp does not start HAProxy: Serve's proxy has ended")
+
+
 def main(binary: str, host: str, words: list[str]) -> None:
     """Become HAProxy with its command line's words; the configuration is the one behind -f."""
     if "-f" in words:
@@ -65,6 +80,7 @@ def main(binary: str, host: str, words: list[str]) -> None:
                 " take the version of Ray that constraints.txt names, or serve with --haproxy false"
             )
         path.write_text(config, encoding="utf-8")
+    ends_with_its_parent()
     os.execv(binary, [binary, *words])  # noqa: S606 - this process is HAProxy from here on: Serve knows it by its pid
 
 

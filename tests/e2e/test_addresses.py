@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +15,7 @@ from tests.e2e.elsewhere import HERE, Elsewhere, elsewhere
 from tests.e2e.heads import free_ports
 from tests.e2e.pages import Shell
 from tests.ray.test_serve import Site
-from tests.unit.serve.test_haproxy_wrapper import program, written_by_serve
+from tests.unit.serve.test_haproxy_wrapper import program, until_listening, written_by_serve
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -91,12 +89,3 @@ def test_in_a_pod_the_service_answers_elsewhere_and_haproxys_own_pages_do_not(ot
             assert [other.get(one) for one in (stats, metrics)] == [REFUSED, REFUSED]
         finally:
             haproxy.kill()
-
-
-def until_listening(port: int) -> None:
-    deadline = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
 from ray.serve.config import HTTPOptions
 
 from rayapp.serve.haproxy_wrapper import Unexpected, changed
 from rayapp.serve.proxy import haproxy_script
+from tests.e2e.heads import free_ports
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")
 
@@ -32,6 +37,16 @@ def program(folder: Path, host: str = "") -> str:
     path.write_text(haproxy_script(host))
     path.chmod(0o700)
     return str(path)
+
+
+def until_listening(port: int) -> None:
+    """Wait until somebody listens on a port of this machine."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def binds(config: str) -> list[str]:
@@ -104,3 +119,21 @@ def test_images_get_the_same_program():
     printed = subprocess.run([sys.executable, "-m", "rayapp.serve.proxy"], capture_output=True, text=True, check=True)
 
     assert printed.stdout == haproxy_script()
+
+
+def test_haproxy_ends_when_the_process_that_started_it_is_killed(tmp_path: Path):
+    """It outlived a killed server, held its port and answered 500, and the next server was refused the address."""
+    port, stats, metrics = free_ports(3)
+    path = written_by_serve(tmp_path, "127.0.0.1", port=port, stats_port=stats, metrics_port=metrics)
+    parent = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+
+    with subprocess.Popen([sys.executable, "-c", parent, program(tmp_path), "-db", "-f", path]) as process:
+        until_listening(port)
+        (haproxy,) = psutil.Process(process.pid).children()
+        process.kill()
+
+    assert haproxy.name() == "haproxy"
+    psutil.wait_procs([haproxy], timeout=60)
+    assert not haproxy.is_running()
+    with socket.create_server(("127.0.0.1", port)):
+        """The next one can listen."""
