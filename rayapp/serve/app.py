@@ -191,12 +191,13 @@ def start(
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with_haproxy = haproxy is not None
+    env = controller_env(haproxy=with_haproxy, timeout_s=args.timeout_s)
     # HAProxy alone has to be reached from elsewhere, and asks Serve's proxy and the replicas of its machine on loopback
     behind = LOOPBACK if with_haproxy and not ray_address() else host
     serve.start(
         proxy_location="HeadOnly",
         http_options={"host": behind, "port": port, "request_timeout_s": args.timeout_s + SERVES_GRACE_S},
-        controller_options={"runtime_env": {"env_vars": controller_env(haproxy=with_haproxy) | dict(haproxy or {})}},
+        controller_options={"runtime_env": {"env_vars": env | dict(haproxy or {})}},
         logging_config=quiet,
     )
     try:

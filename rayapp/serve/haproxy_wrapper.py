@@ -18,10 +18,16 @@ from pathlib import Path
 LOOPBACK = "127.0.0.1"
 PAGES = ("frontend prometheus", "listen stats")  # HAProxy's own
 SERVICE = "frontend http_frontend"
-# HAProxy can ask again only what it has whole when it first passes it on: without this that leaves out every client
-# that sends head and body apart.
-DEFAULTS = "    option http-buffer-request"
+# HAProxy can ask again only what it has whole when it first passes it on: without http-buffer-request that leaves out
+# every client that sends head and body apart. It also counts the body, as far as the buffer goes, as part of the
+# request's arrival, for which Serve sets no limit: whoever sends slowly would hold a connection for ever.
+LIMITS = """    option http-buffer-request
+    timeout http-request {seconds}s
+    http-error status 408 content-type application/json string '{{"error": "{told}"}}'
+"""
+LATE = "the request did not arrive within {seconds} seconds; send less at once, or over a faster connection"
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
+_CLIENT = re.compile(r"(?m)^ *timeout client (\d+)s *$")
 _BIND = re.compile(r"(?m)^( *bind) (.*):(\d+)( .*)?$")
 
 
@@ -41,7 +47,7 @@ def changed(config: str, host: str = "") -> str:
             raise Unexpected(f"it has {names.count(name)} sections '{name}', not one")
     changes: dict[str, Callable[[str], str]] = {name: lambda part: _moved(part, LOOPBACK) for name in PAGES}
     changes[SERVICE] = lambda part: _moved(part, host)
-    changes["defaults"] = lambda part: part.replace("\n", f"\n{DEFAULTS}\n", 1)
+    changes["defaults"] = _with_limits
     unknown = [name for name, part in zip(names, parts, strict=True) if _BIND.search(part) and name not in changes]
     if unknown:
         raise Unexpected(f"it listens in '{unknown[0]}', which is not known")
@@ -54,6 +60,15 @@ def _moved(section: str, host: str) -> str:
         raise Unexpected(f"'{section.partition(chr(10))[0].strip()}' has not one line 'bind HOST:PORT'")
     options = " v4v6" if host == "::" else ""  # as other programs do: IPv4 too
     return _BIND.sub(rf"\1 {host}:\3\4{options}", section) if host else section
+
+
+def _with_limits(defaults: str) -> str:
+    """The section with a limit on a request's arrival: as long as a client may be silent."""
+    found = _CLIENT.findall(defaults)
+    if len(found) != 1:
+        raise Unexpected("'defaults' has not one line 'timeout client SECONDSs'")
+    added = LIMITS.format(seconds=found[0], told=LATE.format(seconds=found[0]))
+    return defaults.replace("\n", f"\n{added}", 1)
 
 
 def ends_with_its_parent() -> None:

@@ -7,6 +7,7 @@ it imports little. They are given to those processes alone (runtime_env), never 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import secrets
 import shlex
@@ -30,6 +31,8 @@ HAPROXY_ENV = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     # What HAProxy may ask again has to fit into its buffer (bytes): a small image does, a photo does not.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    # Seconds a client may be silent, and a request may take to arrive (haproxy_wrapper): app.timeout_s, whole ones.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # Our requests never block the loop, so Serve need not run them in another and pass every message between the two.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # An HAProxy that dies is replaced after three of these; Serve's own default is 10 s.
@@ -96,9 +99,10 @@ def _free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
-def controller_env(*, haproxy: bool) -> dict[str, str]:
-    """The variables that Serve's controller has to start with."""
-    return PROXY_ENV | HAPROXY_ENV if haproxy else PROXY_ENV
+def controller_env(*, haproxy: bool, timeout_s: float = 60) -> dict[str, str]:
+    """The variables that Serve's controller has to start with. A request has timeout_s to arrive."""
+    limit = {"RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(timeout_s))}
+    return PROXY_ENV | HAPROXY_ENV | limit if haproxy else PROXY_ENV
 
 
 def replica_env(*, haproxy: bool) -> dict[str, str]:

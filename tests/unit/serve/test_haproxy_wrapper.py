@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
-from ray.serve._private.haproxy import HAProxyApi, HAProxyConfig
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig
 from ray.serve.config import HTTPOptions
 
 from rayapp.serve.haproxy_wrapper import Unexpected, changed
@@ -23,12 +23,14 @@ from tests.e2e.heads import free_ports
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")
 
 
-def written_by_serve(folder: Path, host: str = "0.0.0.0", *, port: int = 3000, **more: Any) -> Path:
+def written_by_serve(
+    folder: Path, host: str = "0.0.0.0", *backends: BackendConfig, port: int = 3000, **more: Any
+) -> Path:
     """The configuration of HAProxy as this version of Serve writes it for a host."""
     path = folder / "haproxy.cfg"
     options = HTTPOptions(host=host, port=port)
     config = HAProxyConfig(http_options=options, socket_path=str(folder / "admin.sock"), **more)
-    HAProxyApi(config, config_file_path=str(path))._generate_config_file_internal()
+    HAProxyApi(config, {one.name: one for one in backends}, config_file_path=str(path))._generate_config_file_internal()
     return path
 
 
@@ -91,6 +93,7 @@ def test_requests_are_asked_again_even_if_their_head_came_alone(tmp_path: Path):
         ("    bind :9101", "    bind unix@/tmp/x", "'frontend prometheus' has not one line"),
         ("listen stats", "listen more\n  bind *:1\nlisten stats", "listens in 'listen more'"),
         ("defaults\n", "defaults all\n", "0 sections 'defaults'"),
+        ("    timeout client 3600s", "", "'defaults' has not one line 'timeout client"),
     ],
 )
 def test_another_version_of_serve_is_refused_with_a_sentence(tmp_path: Path, line: str, instead: str, told: str):
