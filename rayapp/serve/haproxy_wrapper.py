@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 LOOPBACK = "127.0.0.1"
-PAGES = ("frontend prometheus", "listen stats")  # HAProxy's own
+# HAProxy's own; Serve binds them to every interface (ray issue 62976 made the port a setting, not the address)
+PAGES = ("frontend prometheus", "listen stats")
 SERVICE = "frontend http_frontend"
 # HAProxy can ask again only what it has whole when it first passes it on: without http-buffer-request that leaves out
 # every client that sends head and body apart. It also counts the body, as far as the buffer goes, as part of the

@@ -129,8 +129,9 @@ class ContractHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        # uvicorn puts `server: uvicorn` before the headers of the answer and Serve has no setting for it. The list is
-        # on the object that uvicorn makes for each request, whose method `send` is.
+        # uvicorn puts `server: uvicorn` before the headers of the answer, after all middlewares; Serve does not hand on
+        # its setting against that (uvicorn issue 1436). The list is on the object that it makes for each request,
+        # whose method `send` is.
         cycle = getattr(send, "__self__", None)
         if default := getattr(cycle, "default_headers", None):
             cycle.default_headers = [(name, value) for name, value in default if name != b"server"]  # type: ignore[union-attr]
