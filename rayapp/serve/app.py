@@ -113,7 +113,9 @@ def build(args: ServeArgs) -> serve.Application:
 
 def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.Application:
     """The application with its state in home. Each replica reserves its threads' CPUs, and a GPU where it uses one."""
-    on_gpu = args.device == "cuda" or (args.device == "auto" and resolve_device("auto") == "cuda")
+    if args.device == "auto":  # once, here: a replica that finds out for itself imports torch for that
+        args = args.model_copy(update={"device": resolve_device("auto")})
+    on_gpu = args.device == "cuda"
     rollout: serve.Deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=1,

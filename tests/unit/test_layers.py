@@ -48,7 +48,7 @@ VISION = [
     "loop",
     "plots",
 ]
-VISION += ["bundle", "predictor", "explain", "evaluate"]
+VISION += ["pools", "bundle", "predictor", "explain", "evaluate"]
 # Serving answers with a bundle alone: data sets and training stay away from it.
 SERVE_NEVER = {f"vision.{name}" for name in (*READING, "augment", "batches", "state", "loop", "plots", "evaluate")}
 # Who may import a library of the outer world; anyone may import the others.

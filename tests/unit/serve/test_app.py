@@ -15,6 +15,7 @@ from rayapp.config import Home, ServeArgs
 from rayapp.errors import ConfigError
 from rayapp.serve.app import application, serve_forever
 from rayapp.settings import ServeSettings
+from rayapp.vision.predictor import resolve_device
 
 
 @pytest.fixture
@@ -68,3 +69,9 @@ def test_gpu_is_reserved_where_one_is_asked_for(nowhere: Home):
     deployment = application(ServeArgs(device="cuda"), nowhere)._bound_deployment
 
     assert deployment.ray_actor_options["num_gpus"] == 1
+
+
+def test_replicas_are_told_their_device_rather_than_import_torch_to_find_it(nowhere: Home):
+    deployment = application(ServeArgs(device="auto"), nowhere)._bound_deployment
+
+    assert deployment.init_args[0].device == resolve_device("auto")
