@@ -8,15 +8,16 @@ Wiring only. One deployment is mounted at /, so that every answer but those of S
 
 import asyncio
 import contextlib
+import errno
 import logging
 import signal
 import socket
 import tempfile
-import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from prometheus_client.core import Metric
 from ray import serve
@@ -39,8 +40,10 @@ from rayapp.serve.auth import ApiKeys
 from rayapp.serve.coordinator import DEPLOYMENT, ENVIRONMENT, REPLICAS, Coordinator, RayFleet, champion_of
 from rayapp.serve.follower import Follower, LastServed, first_served
 from rayapp.serve.haproxy import controller_env, private_haproxy, replica_env
+from rayapp.serve.haproxy_wrapper import LOOPBACK
 from rayapp.serve.logs import Logs, log_to_stderr
 from rayapp.serve.metrics import Metrics
+from rayapp.serve.own_cluster import OwnCluster
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, Serving
 from rayapp.vision.predictor import resolve_device
@@ -111,7 +114,9 @@ def build(args: ServeArgs) -> serve.Application:
 
 def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.Application:
     """The application with its state in home. Each replica reserves its threads' CPUs, and a GPU where it uses one."""
-    on_gpu = args.device == "cuda" or (args.device == "auto" and resolve_device("auto") == "cuda")
+    if args.device == "auto":  # once, here: a replica that finds out for itself imports torch for that
+        args = args.model_copy(update={"device": resolve_device("auto")})
+    on_gpu = args.device == "cuda"
     rollout: serve.Deployment = serve.deployment(
         name=DEPLOYMENT,
         num_replicas=1,
@@ -140,22 +145,27 @@ def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.
 
 
 def serve_forever(settings: ServeSettings, home: Home) -> None:
-    """Serve until Ctrl-C or SIGTERM. Raises RegistryError, BundleError or ConfigError before Serve starts."""
+    """Serve until Ctrl-C or SIGTERM, of this process or of all that it has started.
+
+    Raises RegistryError, BundleError or ConfigError before Serve starts, and ClusterLost where Ray ends meanwhile.
+    """
     args = _with_absolute_paths(settings.app.model_copy(update={"model": settings.model}))
     check(args, home, host=settings.host, port=settings.port)
     place = short_enough(Path(tempfile.gettempdir()), LONGEST_SOCKET)
     with tempfile.TemporaryDirectory(prefix="rayapp-", dir=place) as folder, ray_cluster(show_worker_logs=True):
+        cluster = OwnCluster()
         # Ray's own handler prints a stack trace first
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         try:
-            haproxy = private_haproxy(Path(folder)) if settings.haproxy else None
+            haproxy = private_haproxy(Path(folder), settings.host) if settings.haproxy else None
             version = start(args, home, host=settings.host, port=settings.port, haproxy=haproxy)
-            print(f"serving {_name(version)} at http://{settings.host}:{settings.port} (Ctrl-C stops it)", flush=True)
-            threading.Event().wait()
+            at = f"[{settings.host}]" if ":" in settings.host else settings.host
+            print(f"serving {_name(version)} at http://{at}:{settings.port} (Ctrl-C stops it)", flush=True)
+            cluster.watch()
         except KeyboardInterrupt:
             print("stopping", flush=True)
         finally:
-            stop()
+            cluster.finish(stop)
 
 
 def _with_absolute_paths(args: ServeArgs) -> ServeArgs:
@@ -185,10 +195,13 @@ def start(
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with_haproxy = haproxy is not None
+    env = controller_env(haproxy=with_haproxy, timeout_s=args.timeout_s)
+    # HAProxy alone has to be reached from elsewhere, and asks Serve's proxy and the replicas of its machine on loopback
+    behind = LOOPBACK if with_haproxy and not ray_address() else host
     serve.start(
         proxy_location="HeadOnly",
-        http_options={"host": host, "port": port, "request_timeout_s": args.timeout_s + SERVES_GRACE_S},
-        controller_options={"runtime_env": {"env_vars": controller_env(haproxy=with_haproxy) | dict(haproxy or {})}},
+        http_options={"host": behind, "port": port, "request_timeout_s": args.timeout_s + SERVES_GRACE_S},
+        controller_options={"runtime_env": {"env_vars": env | dict(haproxy or {})}},
         logging_config=quiet,
     )
     try:
@@ -238,9 +251,24 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(
-                f"cannot listen on {host}:{port} ({error.strerror}); stop what listens there, or choose another --port"
-            ) from error
+            who = _listener(port) if error.errno == errno.EADDRINUSE else None
+            stop_it = f"stop {who or 'what listens there'}, or choose another --port"
+            raise ConfigError(f"cannot listen on {host}:{port} ({error.strerror}); {stop_it}") from error
+
+
+def _listener(port: int) -> str | None:
+    """Who listens on a port, as far as this user may know: a server of ours, or the process itself."""
+    with contextlib.suppress(psutil.Error):
+        for one in psutil.net_connections("tcp"):
+            if one.status == psutil.CONN_LISTEN and one.pid and one.laddr and one.laddr.port == port:
+                process = psutil.Process(one.pid)
+                servers = [each for each in process.parents() if {"rayapp", "serve"} <= _words(each)]
+                return f"rayapp serve (pid {servers[0].pid})" if servers else f"{process.name()} (pid {process.pid})"
+    return None
+
+
+def _words(process: psutil.Process) -> set[str]:
+    return {Path(word).name for word in process.cmdline()}
 
 
 def _check_cpus(args: ServeArgs) -> None:

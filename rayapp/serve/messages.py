@@ -47,10 +47,14 @@ class Call:
     client: str  # its address, as far as the server knows
     room: Room
     num_bytes: int = 0  # of the body, as far as it was read
+    is_arriving: bool = False  # the body was asked for, and is not whole
 
     async def body(self, max_bytes: int) -> bytes:
         """The whole body; raises RequestError beyond max_bytes, or where there is no room for it."""
-        return await forms.read_body(self.headers, self.receive, max_bytes, self._take)
+        self.is_arriving = True
+        whole = await forms.read_body(self.headers, self.receive, max_bytes, self._take)
+        self.is_arriving = False
+        return whole
 
     @property
     def counted(self) -> int:

@@ -4,7 +4,8 @@
     weights.safetensors   the weights, for torch
     model.onnx            the graph: "images" uint8 (N, H, W, 3) -> "logits" float32 (N, K), any N
 
-It is the only thing that crosses from training to serving. Nothing in it is a pickle.
+It is the only thing that crosses from training to serving. Nothing in it is a pickle. torch is imported only where it
+is used: a process that asks ONNX Runtime does without its seconds and its memory.
 """
 
 from __future__ import annotations
@@ -16,23 +17,24 @@ import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
-import torch
-import torch.nn.functional as F
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 from pydantic import BaseModel, ConfigDict, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from rayapp.config.train import DataConfig, ModelConfig
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import BundleError
 from rayapp.storage import atomic_write
 from rayapp.vision.models import Classifier, blank_model
+
+if TYPE_CHECKING:
+    import torch
+
+    from rayapp.vision.models import Classifier
 
 FORMAT_VERSION = 1
 MANIFEST, WEIGHTS, GRAPH = "manifest.json", "weights.safetensors", "model.onnx"
@@ -107,6 +109,8 @@ class Bundle:
 
     def load_model(self, device: torch.device | str = "cpu") -> Classifier:
         """The model with its weights, in evaluation mode. Raises BundleError where they do not fit the architecture."""
+        from safetensors.torch import load_file
+
         manifest = self.manifest
         model = blank_model(
             manifest.model,
@@ -127,6 +131,8 @@ def write_bundle(folder: Path, model: Classifier, manifest: Manifest) -> Bundle:
 
     Raises BundleError where both disagree, or the folder cannot be written.
     """
+    from safetensors.torch import save_file
+
     model = model.cpu().eval()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,6 +150,8 @@ def write_bundle(folder: Path, model: Classifier, manifest: Manifest) -> Bundle:
 
 def export_onnx(model: Classifier, path: Path, spec: PreprocessSpec) -> None:
     """Write the graph of model to path, any batch size. Raises BundleError where its logits differ from torch's."""
+    import torch
+
     generator = torch.Generator().manual_seed(0)
     shape = (3, spec.height_px, spec.width_px, 3)
     images_nhwc = torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
@@ -171,24 +179,20 @@ def export_onnx(model: Classifier, path: Path, spec: PreprocessSpec) -> None:
         )
 
 
-class _PoolAll(nn.Module):
-    """What AdaptiveAvgPool2d(1) does, as a pooling over the whole map."""
-
-    def forward(self, features_nchw: Tensor) -> Tensor:
-        """(N, C, 1, 1) means of (N, C, H, W)."""
-        return F.avg_pool2d(features_nchw, features_nchw.shape[2:])
-
-
 def _with_plain_pools(model: Classifier) -> Classifier:
     """A copy of model whose pools ONNX Runtime has fast kernels for.
 
     torch 2.14 exports AdaptiveAvgPool2d(1) as ReduceMean, Range and Gather, which took a fifth of MobileNetV3's time.
     """
+    from torch import nn
+
+    from rayapp.vision.pools import PoolAll
+
     copied = copy.deepcopy(model)
     for parent in list(copied.modules()):
         for name, child in parent.named_children():
             if isinstance(child, nn.AdaptiveAvgPool2d) and child.output_size in (1, (1, 1)):
-                setattr(parent, name, _PoolAll())
+                setattr(parent, name, PoolAll())
     return copied
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from rayapp.config.base import Device
@@ -56,10 +55,14 @@ class _OnnxEngine:
 
 class _TorchEngine:
     def __init__(self, bundle: Bundle, device: str) -> None:
+        import torch
+
         self._device = torch.device(device)
         self._model = bundle.load_model(self._device)
 
     def __call__(self, images_nhwc: UInt8Array) -> Float32Array:
+        import torch
+
         with torch.inference_mode():
             logits_nk = self._model(torch.from_numpy(images_nhwc).to(self._device))
             result: Float32Array = logits_nk.float().cpu().numpy()
@@ -68,6 +71,10 @@ class _TorchEngine:
 
 def resolve_device(wanted: Device) -> str:
     """cpu, cuda or mps. auto takes the first of cuda, mps, cpu that is here. Raises ConfigError for one that is not."""
+    if wanted == "cpu":
+        return "cpu"  # without torch, which takes seconds and 500 MB to import
+    import torch
+
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted == "auto":
         return next(name for name, there in here.items() if there)

@@ -243,7 +243,7 @@ def test_too_many_wait_no_longer_and_predictions_are_not_held_up(
         assert go_on.wait(30)
         return overlay(*args)
 
-    monkeypatch.setattr(explanations, "overlay", slow)
+    monkeypatch.setattr("rayapp.vision.explain.overlay", slow)
     monkeypatch.setattr(explanations, "MAX_WAITING", 2)
     with ThreadPoolExecutor(6) as threads:
         asked = [threads.submit(explain, client) for _ in range(6)]

@@ -51,7 +51,7 @@ def service() -> Json:
 def head(service: Json, tmp_path: Path) -> Iterator[Head]:
     flags = ("--num-cpus=2", "--object-store-memory=100000000")
     with tempfile.TemporaryDirectory(prefix="rs", dir="/tmp") as folder:  # a socket's path has 107 characters at most
-        env = pods_env(service) | private_haproxy(Path(folder))
+        env = pods_env(service) | private_haproxy(Path(folder), "127.0.0.1")
         with started_head(Site.at(tmp_path / "site").home.folder, env, flags) as found:
             yield found
 

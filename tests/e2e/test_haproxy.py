@@ -133,6 +133,14 @@ def test_haproxys_pages_and_the_service_are_on_loopback_alone(server: Server):
     assert len(addresses) == 3  # the service, statistics, metrics
 
 
+def test_replicas_do_not_hold_torch(server: Server):
+    """Each held a gigabyte; ONNX Runtime answers."""
+    for replica in server.children("ServeReplica:rayapp-serve:VisionClassifier"):
+        libraries = {Path(one.path).name for one in replica.memory_maps()}
+        assert any(name.startswith("onnxruntime") for name in libraries)
+        assert not [name for name in libraries if name.startswith("libtorch")]
+
+
 def test_metrics_are_those_of_both_replicas_whichever_is_asked(server: Server):
     before = predictions(server.metrics())
     with Load(server) as load:

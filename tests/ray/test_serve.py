@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,6 +24,7 @@ from tests.support.ports import free_port
 from tests.support.site import Site
 
 PATIENCE_S = 60.0  # an exchange takes 2 s on an idle machine
+TIMEOUT_S = 15.0
 
 
 @dataclass
@@ -49,7 +51,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     site, port = Site.at(tmp_path_factory.mktemp("site")), free_port()
-    start(ServeArgs(device="cpu", poll_s=0.2), site.home, port=port)
+    start(ServeArgs(device="cpu", poll_s=0.2, timeout_s=TIMEOUT_S), site.home, port=port)
     try:
         yield Server(site, f"http://127.0.0.1:{port}")
     finally:
@@ -90,6 +92,18 @@ def test_body_beyond_the_limit_is_refused_through_the_proxy(server: Server):
 
     assert answer.status_code == 413
     assert "limit" in answer.json()["error"]
+
+
+def test_body_that_never_comes_is_answered_through_the_proxy(server: Server):
+    """A client that announced 5,000 bytes and sent 55 was held for more than ten minutes."""
+    url = urlparse(server.url)
+    head = f"POST /predict_image HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+    with socket.create_connection((url.hostname, url.port), timeout=2 * PATIENCE_S) as connection:
+        connection.sendall(f"{head}Content-Length: 5000\r\n\r\n--B\r\n".encode())
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))  # until the server closes
+
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b"Not able to process the request in 15 seconds" in answer
 
 
 def test_moved_alias_is_followed_without_a_failed_request(server: Server):

@@ -96,6 +96,9 @@ def test_the_applications_own_limits_bite_first(path: Path):
     args = ServeArgs.model_validate(application["args"])
 
     assert values["http_options"]["request_timeout_s"] > args.timeout_s
+    assert values["controller_options"]["runtime_env"]["env_vars"] == controller_env(
+        haproxy=True, timeout_s=args.timeout_s
+    ), "a request has timeout_s to arrive"
     assert deployment["max_ongoing_requests"] > args.max_queue
     assert deployment["graceful_shutdown_timeout_s"] > args.timeout_s
     assert deployment["ray_actor_options"]["num_cpus"] == args.num_threads

@@ -104,6 +104,6 @@ def test_serve_is_told_where_it_is(environment: dict[str, str], make: Any):
 def test_serve_knows_every_variable_that_it_is_given(tmp_path: Path):
     """Serve ignores those it does not know: after an upgrade they would do nothing, silently."""
     source = "".join(path.read_text() for path in Path(ray.serve.__file__).parent.glob("_private/constants.py"))
-    given = controller_env(haproxy=True) | replica_env(haproxy=True) | private_haproxy(tmp_path)
+    given = controller_env(haproxy=True) | replica_env(haproxy=True) | private_haproxy(tmp_path, "127.0.0.1")
 
     assert {name for name in given if name not in source} == set()

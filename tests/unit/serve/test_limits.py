@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import threading
 from pathlib import Path
 from typing import Any
@@ -219,3 +220,17 @@ def test_plain_ppm_is_refused_and_binary_ppm_is_read():
 def test_room_smaller_than_a_request_is_refused_at_once():
     with pytest.raises(ConfigError, match="max_waiting_bytes 2048 is less than max_body_bytes"):
         load(ServeSettings, ["--app.max_waiting_bytes", "2048"], prog="rayapp serve")
+
+
+def test_body_that_never_comes_is_answered_and_its_connection_closed(tmp_path: Path):
+    """A client that announced 5,000 bytes and sent 55 was held for more than ten minutes."""
+    head = b"POST /predict_image HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+    with (
+        client_of(tiny_served(tmp_path), timeout_s=0.5) as client,
+        socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as connection,
+    ):
+        connection.sendall(head + b"Content-Length: 5000\r\n\r\n--B\r\n")
+        answer = b"".join(iter(lambda: connection.recv(65536), b""))  # until the server closes
+
+    assert answer.startswith(b"HTTP/1.1 504 ")
+    assert b"\r\nconnection: close\r\n" in answer

@@ -7,6 +7,7 @@ import logging
 import os
 import time
 from datetime import UTC, datetime, timedelta, timezone
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -204,7 +205,7 @@ def test_there_is_room_again_after_a_file_was_written(tmp_path: Path, monkeypatc
     log = log_to(tmp_path, images=True, flush_s=0.1)
     for at in range(5):
         new = record(at, image=b"x" * 900_000)
-        until(lambda new=new: is_taken(log, new))
+        until(partial(is_taken, log, new))
     log.close()
 
     assert len(rows_in(tmp_path)) == 5

@@ -1,0 +1,142 @@
+"""haproxy_wrapper: the configuration that Serve really writes, and what becomes of it."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig
+from ray.serve.config import HTTPOptions
+
+from rayapp.serve.haproxy import haproxy_script
+from rayapp.serve.haproxy_wrapper import Unexpected, changed
+from tests.support.ports import free_ports
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")
+
+
+def written_by_serve(
+    folder: Path, host: str = "0.0.0.0", *backends: BackendConfig, port: int = 3000, **more: Any
+) -> Path:
+    """The configuration of HAProxy as this version of Serve writes it for a host."""
+    path = folder / "haproxy.cfg"
+    options = HTTPOptions(host=host, port=port)
+    config = HAProxyConfig(http_options=options, socket_path=str(folder / "admin.sock"), **more)
+    HAProxyApi(config, {one.name: one for one in backends}, config_file_path=str(path))._generate_config_file_internal()
+    return path
+
+
+def program(folder: Path, host: str = "") -> str:
+    path = folder / "haproxy with a space"
+    path.write_text(haproxy_script(host))
+    path.chmod(0o700)
+    return str(path)
+
+
+def until_listening(port: int) -> None:
+    """Wait until somebody listens on a port of this machine."""
+    deadline = time.monotonic() + 60
+    while True:
+        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
+            return
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def binds(config: str) -> list[str]:
+    return re.findall(r"(?m)^ *bind (.*)$", config)
+
+
+@pytest.mark.parametrize(
+    ("told", "given", "listens"),
+    [
+        ("0.0.0.0", "", "*:3000"),  # in a pod: the kubelet's probe and the load balancer come from elsewhere
+        ("127.0.0.1", "", "127.0.0.1:3000"),
+        ("10.1.2.3", "", "10.1.2.3:3000"),
+        ("127.0.0.1", "0.0.0.0", "0.0.0.0:3000"),  # `rayapp serve --host 0.0.0.0`: all else stays on loopback
+        ("127.0.0.1", "10.1.2.3", "10.1.2.3:3000"),
+        ("127.0.0.1", "::", ":::3000 v4v6"),
+        ("127.0.0.1", "localhost", "localhost:3000"),
+    ],
+)
+def test_the_service_listens_where_it_is_told_and_haproxys_own_pages_on_loopback(
+    tmp_path: Path, told: str, given: str, listens: str
+):
+    """The service was once moved to loopback with HAProxy's own pages: no pod that asked for 0.0.0.0 got ready."""
+    path = written_by_serve(tmp_path, told)
+
+    checked = subprocess.run([program(tmp_path, given), "-c", "-f", path], capture_output=True, text=True, check=False)
+
+    assert checked.returncode == 0, checked.stderr
+    assert binds(path.read_text()) == ["127.0.0.1:9101", listens, "127.0.0.1:8404"]
+
+
+def test_requests_are_asked_again_even_if_their_head_came_alone(tmp_path: Path):
+    config = changed(written_by_serve(tmp_path).read_text())
+
+    assert "\ndefaults\n    option http-buffer-request\n" in config
+
+
+@pytest.mark.parametrize(
+    ("line", "instead", "told"),
+    [
+        ("  bind *:8404", "  bind *:8404\n  bind *:8405", "'listen stats' has not one line"),
+        ("frontend prometheus", "frontend metrics", "0 sections 'frontend prometheus'"),
+        ("    bind :9101", "    bind unix@/tmp/x", "'frontend prometheus' has not one line"),
+        ("listen stats", "listen more\n  bind *:1\nlisten stats", "listens in 'listen more'"),
+        ("defaults\n", "defaults all\n", "0 sections 'defaults'"),
+        ("    timeout client 3600s", "", "'defaults' has not one line 'timeout client"),
+    ],
+)
+def test_another_version_of_serve_is_refused_with_a_sentence(tmp_path: Path, line: str, instead: str, told: str):
+    """What is no longer where it is looked for would else stay as Serve writes it: open to everybody."""
+    path = written_by_serve(tmp_path)
+    config = path.read_text()
+    assert line in config, "Serve writes another configuration: look at all that haproxy_wrapper changes"
+    path.write_text(config.replace(line, instead))
+
+    with pytest.raises(Unexpected, match=re.escape(told)):
+        changed(path.read_text())
+    done = subprocess.run([program(tmp_path), "-f", path], capture_output=True, text=True, check=False)
+
+    assert done.returncode == 1
+    assert done.stderr.startswith("rayapp does not start HAProxy: the configuration")
+    assert "--haproxy false" in done.stderr
+
+
+def test_it_is_haproxy_to_whom_asks_for_nothing_else(tmp_path: Path):
+    version = subprocess.run([program(tmp_path), "-v"], capture_output=True, text=True, check=True).stdout
+
+    assert "HAProxy version" in version
+
+
+def test_images_get_the_same_program():
+    printed = subprocess.run([sys.executable, "-m", "rayapp.serve.haproxy"], capture_output=True, text=True, check=True)
+
+    assert printed.stdout == haproxy_script()
+
+
+def test_haproxy_ends_when_the_process_that_started_it_is_killed(tmp_path: Path):
+    """It outlived a killed server, held its port and answered 500, and the next server was refused the address."""
+    port, stats, metrics = free_ports(3)
+    path = written_by_serve(tmp_path, "127.0.0.1", port=port, stats_port=stats, metrics_port=metrics)
+    parent = "import subprocess, sys; subprocess.run(sys.argv[1:])"
+
+    with subprocess.Popen([sys.executable, "-c", parent, program(tmp_path), "-db", "-f", path]) as process:
+        until_listening(port)
+        (haproxy,) = psutil.Process(process.pid).children()
+        process.kill()
+
+    assert haproxy.name() == "haproxy"
+    psutil.wait_procs([haproxy], timeout=60)
+    assert not haproxy.is_running()
+    with socket.create_server(("127.0.0.1", port)):
+        """The next one can listen."""
