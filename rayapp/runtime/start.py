@@ -3,39 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from threading import Thread
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import ray
 
 from rayapp.config.env import ray_address
 
-KEEP_IDLE_MS = 30_000  # processes that wait for their first work; Ray's own second is over before there can be any
 OBJECT_STORE_BYTES = 256 * 2**20  # images stay in the workers; only small things pass through the store
 
 T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def ray_cluster(
-    *,
-    spare_cpus: int = 0,
-    object_bytes: int = 0,
-    show_worker_logs: bool = False,
-    workers_import: Sequence[str] = (),
-    driver_imports: Sequence[str] = (),
-) -> Iterator[None]:
+def ray_cluster(*, spare_cpus: int = 0, object_bytes: int = 0, show_worker_logs: bool = False) -> Iterator[None]:
     """Ray is there inside the with block. A cluster that this process started ends with it, one it joined goes on.
 
     spare_cpus are logical CPUs beyond the machine's own, for things that wait more than they compute. object_bytes
-    is room in the store for what is shared by many. Modules that take seconds to import are imported while Ray starts,
-    or while there is no work yet: workers_import by the workers of a cluster that is started here, driver_imports by
-    this process.
+    is room in the store for what is shared by many.
     """
     if ray.is_initialized():
         yield
@@ -52,32 +40,12 @@ def ray_cluster(
         }
         # by default Ray's workers give way (niceness 15) to whatever else runs here, Ray's own processes among it
         options["_system_config"] = {"worker_niceness": 0}
-        if workers_import:
-            early = {
-                "preload_python_modules": list(workers_import),
-                "idle_worker_killing_time_threshold_ms": KEEP_IDLE_MS,
-            }
-            options["_system_config"] |= early
-        with _private_files(), _imported_meanwhile(driver_imports):
+        with _private_files():
             ray.init("local", include_dashboard=False, **options)
     try:
         yield
     finally:
         ray.shutdown()
-
-
-@contextlib.contextmanager
-def _imported_meanwhile(modules: Sequence[str]) -> Iterator[None]:
-    """They are imported when the with block is left, which mostly waits for other processes."""
-
-    def import_them() -> None:
-        for name in modules:
-            importlib.import_module(name)
-
-    thread = Thread(target=import_them, daemon=True)
-    thread.start()
-    yield
-    thread.join()
 
 
 @contextlib.contextmanager
