@@ -33,7 +33,6 @@ from rayapp.runtime.start import ray_cluster
 from rayapp.serve.app import start, stop
 from rayapp.terminal import in_home, program
 from rayapp.train.driver import Trained, train
-from rayapp.train.record import driver_imports
 from rayapp.vision.predictor import Predictor
 
 FOLDER = ".rayapp-demo"
@@ -194,7 +193,7 @@ def demo(settings: DemoSettings, home: Home) -> dict[str, Any]:
     console = Console(stderr=True)
     show = Demo(settings, own, console, _free_port(settings.port))
     started = time.monotonic()
-    with ray_cluster(spare_cpus=1, driver_imports=driver_imports(own)):
+    with ray_cluster(spare_cpus=1):
         try:
             _live(show)
         finally:

@@ -42,7 +42,7 @@ def train(settings: TrainSettings, home: Home) -> Json:
 def tune(settings: TuneSettings, home: Home) -> Json:
     """What a sweep found; with results what it has found so far, with clean what was removed."""
     from rayapp.tune import driver as tuning
-    from rayapp.tune.result import show
+    from rayapp.tune.report import show
 
     if settings.results:
         tuned = tuning.results(home, settings.results)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
@@ -114,48 +115,11 @@ class TuneSettings(Recipe):
             raise ValueError("scheduler.name 'pbt' chooses new values itself; add --search.algorithm random")
         return self
 
-    @model_validator(mode="after")
-    def _space_gives_settings(self) -> Self:
-        known, seen = _searchable(), set()
-        fixed = self._recipe_values()
-        for name, dimension in self.space.items():
-            for mentioned in (name, *dimension.when):
-                if mentioned not in known:
-                    raise ValueError(f"space has the unknown setting '{mentioned}'.{did_you_mean(mentioned, known)}")
-            for mentioned, wanted in dimension.when.items():
-                if mentioned in self.space and mentioned not in seen:
-                    raise ValueError(
-                        f"space.{name} depends on {mentioned}, which does not stand before it; put it there"
-                    )
-                needed = wanted if isinstance(wanted, list) else [wanted]
-                other = self.space.get(mentioned)
-                if not any(other.may_be(value) if other else value == fixed[mentioned] for value in needed):
-                    never = " or ".join(map(str, needed))
-                    raise ValueError(f"space.{name} is never used: {mentioned} is never {never}; change its when")
-            seen.add(name)
-        if self.model.init and any(name.startswith("model.") for name in self.space):
-            raise ValueError(f"model.init '{self.model.init}' is of one model, but space has others; leave one out")
-        rng = random.Random(0)  # noqa: S311 - nothing secret
-        for _ in range(NUM_DRAWS):
-            drawn = {name: dimension.draw(rng) for name, dimension in self.space.items()}
-            try:
-                self.trial(drawn)
-            except ConfigError as error:
-                values = ", ".join(f"{name}={value}" for name, value in self.used(drawn).items())
-                raise ValueError(
-                    f"space can give settings that are refused, as {values}: {str(error).rstrip('.')};"
-                    " change its values, or say with when: which of them go together"
-                ) from error
-        return self
-
     @property
     def num_trials(self) -> int:
         """Trials at most; of a grid each combination."""
         if self.search.algorithm == "grid":
-            combinations = 1
-            for dimension in self.space.values():
-                combinations *= len(dimension.bounds)
-            return combinations
+            return math.prod(len(dimension.bounds) for dimension in self.space.values())
         return self.budget.trials or PRESETS[self.search.preset]
 
     def used(self, drawn: Mapping[str, Value]) -> dict[str, Value]:
@@ -172,6 +136,7 @@ class TuneSettings(Recipe):
         return used
 
     def _recipe_values(self) -> dict[str, Any]:
+        """Setting -> what the recipe says of it."""
         return _flat(self.model_dump(mode="json", include=set(Recipe.model_fields)))
 
     def trial(self, drawn: Mapping[str, Value]) -> TrainSettings:
@@ -188,3 +153,41 @@ class TuneSettings(Recipe):
             if name in used:
                 fields[field] = used[name]
         return validate(TrainSettings, content | {"register": False})
+
+
+def check_space(settings: TuneSettings) -> None:
+    """Raises ConfigError where the space has an unknown setting, one that is never used, or values that are refused."""
+    known, before = _searchable(), set[str]()
+    for name, dimension in settings.space.items():
+        for mentioned in (name, *dimension.when):
+            if mentioned not in known:
+                raise ConfigError(f"space has the unknown setting '{mentioned}'.{did_you_mean(mentioned, known)}")
+        for mentioned, wanted in dimension.when.items():
+            if mentioned in settings.space and mentioned not in before:
+                raise ConfigError(f"space.{name} depends on {mentioned}, which does not stand before it; put it there.")
+            _refuse_never(settings, name, mentioned, wanted if isinstance(wanted, list) else [wanted])
+        before.add(name)
+    if settings.model.init and any(name.startswith("model.") for name in settings.space):
+        raise ConfigError(f"model.init '{settings.model.init}' is of one model, but space has others; leave one out.")
+    _refuse_bad_draws(settings)
+
+
+def _refuse_never(settings: TuneSettings, name: str, mentioned: str, wanted: Sequence[Value]) -> None:
+    other, fixed = settings.space.get(mentioned), settings._recipe_values()
+    if not any(other.may_be(value) if other else value == fixed[mentioned] for value in wanted):
+        never = " or ".join(map(str, wanted))
+        raise ConfigError(f"space.{name} is never used: {mentioned} is never {never}; change its when.")
+
+
+def _refuse_bad_draws(settings: TuneSettings) -> None:
+    rng = random.Random(0)  # noqa: S311 - nothing secret
+    for _ in range(NUM_DRAWS):
+        drawn = {name: dimension.draw(rng) for name, dimension in settings.space.items()}
+        try:
+            settings.trial(drawn)
+        except ConfigError as error:
+            values = ", ".join(f"{name}={value}" for name, value in settings.used(drawn).items())
+            raise ConfigError(
+                f"space can give settings that are refused, as {values}: {str(error).rstrip('.')};"
+                " change its values, or say with when: which of them go together."
+            ) from error

@@ -55,11 +55,6 @@ class PastRun(NamedTuple):
     tags: Mapping[str, str]
 
 
-def heavy_modules(tracking_uri: str) -> list[str]:
-    """What the first call will import, which takes seconds."""
-    return ["mlflow"] if _is_server(tracking_uri) else ["mlflow", "mlflow.store.tracking.sqlalchemy_store"]
-
-
 @contextmanager
 def connected(tracking_uri: str) -> Iterator[MlflowClient]:
     """A client for one block. Whatever MLflow raises in the block becomes a RegistryUnavailable, and so does silence.

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import signal
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from threading import Thread
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
@@ -21,7 +19,6 @@ from rayapp.errors import ConfigError, RayAppError
 from rayapp.runtime.address import FORMS, check_address
 from rayapp.runtime.short_paths import short_enough
 
-KEEP_IDLE_MS = 30_000  # processes that wait for their first work; Ray's own second is over before there can be any
 LONGEST_SOCKET = len("session_2026-01-31_23-59-59_999999_4194304/sockets/plasma_store")
 OBJECT_STORE_BYTES = 256 * 2**20  # images stay in the workers; only small things pass through the store
 
@@ -29,20 +26,12 @@ T = TypeVar("T")
 
 
 @contextlib.contextmanager
-def ray_cluster(
-    *,
-    spare_cpus: int = 0,
-    object_bytes: int = 0,
-    show_worker_logs: bool = False,
-    workers_import: Sequence[str] = (),
-    driver_imports: Sequence[str] = (),
-) -> Iterator[None]:
+def ray_cluster(*, spare_cpus: int = 0, object_bytes: int = 0, show_worker_logs: bool = False) -> Iterator[None]:
     """Ray is there inside the with block. A cluster that this process started ends with it, one it joined goes on.
 
     spare_cpus are logical CPUs beyond the machine's own, for things that wait more than they compute. object_bytes
-    is room in the store for what is shared by many. Modules that take seconds to import are imported while Ray starts,
-    or while there is no work yet: workers_import by the workers of a cluster that is started here, driver_imports by
-    this process. Raises ConfigError, within 10 s, where no cluster answers at RAY_ADDRESS.
+    is room in the store for what is shared by many. Raises ConfigError, within 10 s, where no cluster answers at
+    RAY_ADDRESS.
     """
     if ray.is_initialized():
         yield
@@ -54,20 +43,20 @@ def ray_cluster(
     if address:
         check_address(address)
     else:
-        options |= _own_cluster(spare_cpus, object_bytes, workers_import)
+        options |= _own_cluster(spare_cpus, object_bytes)
     with _folder_for_sockets() as folder:
         if folder and not address:  # a cluster that is there has its own
             options["_temp_dir"] = folder
         try:
-            with _own_sigterm(), _private_files(), _imported_meanwhile(driver_imports):
+            with _own_sigterm(), _private_files():
                 _init(address, options)
             yield
         finally:
             ray.shutdown()
 
 
-def _own_cluster(spare_cpus: int, object_bytes: int, workers_import: Sequence[str]) -> dict[str, Any]:
-    options: dict[str, Any] = {
+def _own_cluster(spare_cpus: int, object_bytes: int) -> dict[str, Any]:
+    return {
         "address": "local",
         "include_dashboard": False,
         "num_cpus": (os.cpu_count() or 1) + spare_cpus,
@@ -75,12 +64,6 @@ def _own_cluster(spare_cpus: int, object_bytes: int, workers_import: Sequence[st
         # by default Ray's workers give way (niceness 15) to whatever else runs here, Ray's own processes among it
         "_system_config": {"worker_niceness": 0},
     }
-    if workers_import:
-        options["_system_config"] |= {
-            "preload_python_modules": list(workers_import),
-            "idle_worker_killing_time_threshold_ms": KEEP_IDLE_MS,
-        }
-    return options
 
 
 @contextlib.contextmanager
@@ -125,20 +108,6 @@ def _own_sigterm() -> Iterator[None]:
             signal.signal(signal.SIGTERM, ours)
     if stopped:
         signal.raise_signal(signal.SIGTERM)
-
-
-@contextlib.contextmanager
-def _imported_meanwhile(modules: Sequence[str]) -> Iterator[None]:
-    """They are imported when the with block is left, which mostly waits for other processes."""
-
-    def import_them() -> None:
-        for name in modules:
-            importlib.import_module(name)
-
-    thread = Thread(target=import_them, daemon=True)
-    thread.start()
-    yield
-    thread.join()
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from rayapp.runtime.resources import check_resources, resources_asked, starting
 from rayapp.runtime.start import interruptible, ray_cluster
 from rayapp.train.estimate import look_back
 from rayapp.train.publish import best_of, deliver
-from rayapp.train.record import Run, driver_imports, find_run, new_name, refuse_existing
+from rayapp.train.record import Run, find_run, new_name, refuse_existing
 from rayapp.train.setup import Weights, absolute_paths, first_weights
 from rayapp.train.worker import train_worker
 from rayapp.vision.loop import EpochReport
@@ -82,7 +82,7 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
     earlier = _earlier(home, settings)
     settings = earlier.settings if earlier else absolute_paths(settings)
     prices = _prices(settings)
-    with ray_cluster(driver_imports=driver_imports(home)):
+    with ray_cluster():
         device = check_resources(settings)
         dataset = load(settings.data, home.data)
         weights = first_weights(settings, dataset.info, home)

@@ -18,7 +18,6 @@ from rayapp.config.parse import validate
 from rayapp.data.datasets import Split
 from rayapp.errors import ConfigError, did_you_mean
 from rayapp.provenance import flat
-from rayapp.registry.tracking import heavy_modules
 from rayapp.storage import Folder, atomic_write, exclusive_lock
 
 Stage = Literal["training", "trained", "done"]
@@ -82,11 +81,6 @@ class Run:
             validation=split.validation_indices,
             digest=np.array(split.digest),
         )
-
-
-def driver_imports(home: Home) -> list[str]:
-    """Modules that each driver needs once Ray is there: to split the images, and to open a run."""
-    return [*heavy_modules(home.tracking_uri), "sklearn.model_selection"]
 
 
 def new_name(settings: TrainSettings) -> str:

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
-import os
+import math
 import shutil
-from collections.abc import Sequence
+import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from pyarrow.fs import FileType
+from ray import tune as ray_tune
+from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
+from ray.tune.schedulers import TrialScheduler
+from ray.tune.search import BasicVariantGenerator
 from rich.console import Console
 from rich.text import Text
 
 from rayapp.config.env import Home, ray_address
-from rayapp.config.tune import TuneSettings
+from rayapp.config.tune import TuneSettings, check_space
 from rayapp.data.datasets import Dataset, Split, load
 from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError, RegistryError, TrainingError
@@ -23,25 +29,24 @@ from rayapp.provenance import flat, run_tags
 from rayapp.registry.tracking import Status, Tracker
 from rayapp.runtime.cost import Rates, usd_per_hour
 from rayapp.runtime.progress import say
-from rayapp.runtime.resources import check_room, device_of, resources_each
+from rayapp.runtime.resources import check_room, device_of, resources_each, resources_held
 from rayapp.runtime.start import interruptible, ray_cluster
 from rayapp.storage import open_fs
-from rayapp.train.record import driver_imports
 from rayapp.train.setup import absolute_paths, first_weights
-from rayapp.tune.record import Sweep, TrialRow, find_sweep, new_name
-from rayapp.tune.recorder import TrialLog, last_report
-from rayapp.tune.report import SweepView
-from rayapp.tune.result import Tuned, record, show
-from rayapp.tune.search import scheduler
-from rayapp.tune.trial import Shared
-from rayapp.tune.trials import run_trials
-from rayapp.tune.winner import train_winner
+from rayapp.tune.record import Sweep, SweepResult, find_sweep, new_sweep_name
+from rayapp.tune.recorder import TrialRecorder
+from rayapp.tune.report import SweepView, record, show
+from rayapp.tune.retrain import retrain_best
+from rayapp.tune.search import config_keys, scheduler, searcher
+from rayapp.tune.trainable import TrialTrainable
+from rayapp.tune.trial import TrialContext
 from rayapp.vision.optim import TrainPlan
 
 log = logging.getLogger(__name__)
+KEPT_FOR_PBT = 4  # its worst trials take over checkpoints that their owners may have replaced meanwhile
 
 
-def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> Tuned:
+def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> SweepResult:
     """A finished sweep, new or resumed, and with then_train its winner trained, registered and evaluated.
 
     Everything that can be wrong is checked before the first trial. Raises a RayAppError; on Ctrl-C what runs is closed
@@ -50,15 +55,12 @@ def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> 
     console = console or Console(stderr=True)
     earlier = _earlier(home, settings)
     settings = earlier.settings if earlier else absolute_paths(settings)
-    name = earlier.name if earlier else new_name(home, settings)
+    check_space(settings)
+    name = earlier.name if earlier else new_sweep_name(home, settings)
     prices = usd_per_hour(settings.cost, local=ray_address() is None)
-    early: list[str] = []
-    if not ray_address():  # before Ray is started
-        at_once = check_room(settings, resources_each(settings, device_of(settings.compute.device)))
-        early = ["rayapp.tune.trainable"] if _fills_the_machine(settings, at_once) else []
     dataset = load(settings.data, home.data)
     dataset.require_effect(settings.space)
-    with ray_cluster(object_bytes=_num_bytes(dataset), workers_import=early, driver_imports=driver_imports(home)):
+    with ray_cluster(object_bytes=dataset.train.images_nhwc.nbytes if isinstance(dataset.train, Images) else 0):
         device = device_of(settings.compute.device)
         resources = resources_each(settings, device)
         rates, at_once = Rates.of(prices, resources), check_room(settings, resources)
@@ -68,21 +70,23 @@ def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> 
             if sweep.stage == "searching":
                 conditions = f"  (MLflow {sweep.run_id}), {at_once} at once on {device}"
                 say(console, Text.assemble("sweep ", (sweep.name, "bold"), conditions))
-                _search(sweep, home, dataset, device, at_once, rates, console)
+                _search(sweep, home, dataset, device, at_once=at_once, rates=rates, console=console)
                 sweep = sweep.at("searched")
-            winner = train_winner(sweep, home, console) if settings.then_train else None
+            winner = retrain_best(sweep, home, console) if settings.then_train else None
             sweep = sweep.at("done")
-    rows, seconds = sweep.load_trials()
-    tuned = Tuned(sweep, tuple(rows), seconds, winner)
-    show(tuned, console)
-    return tuned
+    result = replace(_result(sweep), winner=winner)
+    show(result, console)
+    return result
 
 
-def results(home: Home, name: str) -> Tuned:
+def results(home: Home, name: str) -> SweepResult:
     """A sweep as far as it went."""
-    sweep = find_sweep(home, name)
+    return _result(find_sweep(home, name))
+
+
+def _result(sweep: Sweep) -> SweepResult:
     rows, seconds = sweep.load_trials()
-    return Tuned(sweep, tuple(rows), seconds)
+    return SweepResult(sweep, tuple(rows), seconds)
 
 
 def clean(home: Home, name: str) -> list[str]:
@@ -123,15 +127,6 @@ def _earlier(home: Home, settings: TuneSettings) -> Sweep | None:
     return replace(sweep, settings=sweep.settings.model_copy(update=changes))
 
 
-def _fills_the_machine(settings: TuneSettings, at_once: int) -> bool:
-    """Whether most of the processes that Ray has ready, one a core, will run trials and nothing else.
-
-    Ray Train, of a winner or of trials of several workers, has others beside them.
-    """
-    ray_train = settings.then_train or settings.compute.workers.high > 1
-    return not ray_train and 2 * at_once >= (os.cpu_count() or 1)
-
-
 def _open(settings: TuneSettings, home: Home, name: str, dataset: Dataset, device: str, rates: Rates) -> Sweep:
     space = {f"space.{key}": f"{d.kind} {d.bounds}" for key, d in settings.space.items()}
     tracker = Tracker(home.tracking_uri, home.artifacts)
@@ -144,44 +139,42 @@ def _open(settings: TuneSettings, home: Home, name: str, dataset: Dataset, devic
 
 
 def _search(
-    sweep: Sweep, home: Home, dataset: Dataset, device: str, at_once: int, rates: Rates, console: Console
+    sweep: Sweep, home: Home, dataset: Dataset, device: str, *, at_once: int, rates: Rates, console: Console
 ) -> None:
     """Run all trials that are left; rows and runs are closed whatever happens. Raises TrainingError: none is good."""
     settings, tracker = sweep.settings, Tracker(home.tracking_uri, home.artifacts)
     tracker.resume_run(sweep.run_id)
     split = dataset.split(settings.data)
+    context = _context(settings, home, dataset, split, device)
     stops = scheduler(settings, _max_epochs(settings, len(split.train_indices)))
+    budget = Budget(sweep, rates.limit_s(settings.budget))
     with SweepView(console, settings) as view:
-        trial_log = TrialLog(sweep, tracker, _tags(settings, device, dataset), rates.trial, stops, view.update)
-        shared = _shared(settings, home, dataset, split, device, trial_log.rows)
-        limits: dict[str, Any] = {"at_once": at_once, "limit_s": rates.limit_s(settings.budget)}
+        recorder = TrialRecorder(sweep, tracker, _tags(settings, device, dataset), rates.trial, view.update)
         try:
-            interruptible(partial(run_trials, sweep, shared, stops, trial_log, **limits))
+            interruptible(partial(run_trials, sweep, context, stops, recorder, at_once, budget))
         except BaseException as error:
-            trial_log.close(interrupted=True)
+            recorder.close(interrupted=True)
             _close(tracker, sweep, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
             say(console, f"stopped; go on with: rayapp tune --resume {sweep.name}")
             raise
-        unsent = trial_log.close(interrupted=False)
+        unsent = recorder.close(interrupted=False)
     if unsent:
         raise RegistryError(
             f"MLflow lacks {unsent} trials, which wait in {sweep.folder};"
             f" send them with: rayapp tune --resume {sweep.name}"
         )
-    tuned = Tuned(sweep, tuple(trial_log.rows), trial_log.seconds)
-    if tuned.best is None:
+    result = SweepResult(sweep, tuple(recorder.rows), recorder.seconds)
+    if result.best is None:
         _close(tracker, sweep, "FAILED")
-        reason = next((row.error for row in tuned.rows if row.error), "the budget was over before the first epoch was")
+        reason = next((row.error for row in result.rows if row.error), "the budget was over before the first epoch was")
         raise TrainingError(f"no trial of sweep '{sweep.name}' has a result: {reason}")
-    record(tuned, tuned.best, tracker, rates.trial)
+    record(result, result.best, tracker, rates.trial)
 
 
-def _shared(
-    settings: TuneSettings, home: Home, dataset: Dataset, split: Split, device: str, rows: Sequence[TrialRow]
-) -> Shared:
+def _context(settings: TuneSettings, home: Home, dataset: Dataset, split: Split, device: str) -> TrialContext:
     one_model = not any(name.startswith(("model.", "data.")) for name in settings.space)
     images = dataset.train if isinstance(dataset.train, Images) else None
-    return Shared(
+    return TrialContext(
         settings=settings.model_dump(mode="json", by_alias=True, exclude_unset=True),
         images=images,
         split=None if images is None else split,
@@ -189,7 +182,6 @@ def _shared(
         device=device,
         data_folder=str(home.data),
         weights=first_weights(settings, dataset.info, home) if one_model else None,
-        ended={row.trial_id: last_report(row) for row in rows if row.state != "running"},
     )
 
 
@@ -209,13 +201,85 @@ def _tags(settings: TuneSettings, device: str, dataset: Dataset) -> dict[str, st
     return {name: value for name, value in found.items() if name != "recipe"}
 
 
-def _num_bytes(dataset: Dataset) -> int:
-    """What the images take in the object store."""
-    return dataset.train.images_nhwc.nbytes if isinstance(dataset.train, Images) else 0
-
-
 def _close(tracker: Tracker, sweep: Sweep, status: Status) -> None:
     try:
         tracker.close_run(sweep.run_id, status)
     except RegistryError as error:
         log.warning("sweep %s could not be closed as %s: %s", sweep.run_id, status, error)
+
+
+# --- Ray Tune ---------------------------------------------------------------------------------------------------------
+
+
+def run_trials(
+    sweep: Sweep, context: TrialContext, stops: TrialScheduler, recorder: TrialRecorder, at_once: int, budget: Budget
+) -> None:
+    """Run the trials that are left: those that were cut off from their newest checkpoints, then new ones."""
+    settings = sweep.settings
+    left = settings.num_trials - sum(row.state != "running" for row in recorder.rows)
+    if not left:
+        return
+    chooses = searcher(settings, at_once, recorder.rows, f"{sweep.storage}/{sweep.name}")
+    is_given = isinstance(chooses, BasicVariantGenerator)  # the values, before the first trial
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # what it has to say we say ourselves, in a sentence
+    with contextlib.redirect_stdout(io.StringIO()):  # of its own table nothing is left at verbose=0 but a frame
+        ray_tune.run(
+            ray_tune.with_parameters(TrialTrainable, context=context),
+            name=sweep.name,
+            storage_path=sweep.storage,
+            config=config_keys(settings) if is_given else None,
+            num_samples=left,
+            search_alg=chooses,
+            scheduler=stops,
+            stop=budget,
+            resources_per_trial=resources_held(settings, context.device),
+            checkpoint_config=ray_tune.CheckpointConfig(
+                num_to_keep=KEPT_FOR_PBT if settings.scheduler.name == "pbt" else 1
+            ),
+            max_failures=settings.compute.max_failures,
+            raise_on_failed_trial=False,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            callbacks=[recorder, *(kind() for kind in (_NoCsv, _NoJson, _NoTensorBoard))],
+            verbose=0,
+        )
+
+
+class Budget(ray_tune.Stopper):
+    """Ends a sweep when its time is over, earlier parts included; limit_s None: never.
+
+    The time begins with the first trial: nodes that are still on their way do not use it up.
+    """
+
+    def __init__(self, sweep: Sweep, limit_s: float | None) -> None:
+        self._sweep, self._left_s, self._until = sweep, math.inf if limit_s is None else limit_s, math.inf
+        self._left_s -= sweep.load_trials()[1]
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """Whether this trial is to end: no trial has a budget of its own."""
+        return False
+
+    def stop_all(self) -> bool:
+        """Whether all trials are to end."""
+        if self._until == math.inf and self._sweep.has_begun:
+            self._until = time.monotonic() + self._left_s
+        return time.monotonic() >= self._until
+
+
+class _Silent:
+    """Goes before a logger that Ray Tune would add by itself: it fills files, and only a variable turns it off."""
+
+    def log_trial_start(self, *_: object) -> None: ...
+    def log_trial_restore(self, *_: object) -> None: ...
+    def log_trial_save(self, *_: object) -> None: ...
+    def log_trial_result(self, *_: object) -> None: ...
+    def log_trial_end(self, *_: object, failed: bool = False) -> None: ...
+
+
+class _NoCsv(_Silent, CSVLoggerCallback): ...
+
+
+class _NoJson(_Silent, JsonLoggerCallback): ...
+
+
+class _NoTensorBoard(_Silent, TBXLoggerCallback): ...

@@ -1,15 +1,16 @@
-"""The folder of a sweep: its settings, where it stands, and a row a trial; beside Ray Tune's own state.
+"""The one record of a sweep: its settings, where it stands, and a row for each trial. Ray Tune's own is not read.
 
 RAYAPP_HOME/sweeps/NAME/sweep.json    name, MLflow run, stage, settings
                         trials.json   the rows, and the seconds that all parts of the sweep took so far
-                        metrics/      metrics on their way to MLflow, a spool a trial
-STORAGE/NAME/                         what Ray Tune restores from: trials, checkpoints, searcher
+                        metrics/      metrics on their way to MLflow, a spool for each trial
+STORAGE/NAME/TRIAL/checkpoint_...     the newest of each trial that runs; removed when the search is over
 """
 
 from __future__ import annotations
 
 import json
 import secrets
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -17,13 +18,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from pyarrow.fs import FileSelector
-
 from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, did_you_mean
-from rayapp.storage import atomic_write, exclusive_lock, open_fs
+from rayapp.storage import atomic_write, exclusive_lock
 
 SWEEP_FILE, TRIALS_FILE = "sweep.json", "trials.json"
 State = Literal["running", "finished", "stopped", "failed"]
@@ -35,7 +34,8 @@ class TrialRow:
 
     state: stopped means by the scheduler or the budget, before its last epoch. seconds: in fit(), of all its parts.
     cost_usd: of its share of a node; None where the price is not known. curve, scores: the metric, and what schedulers
-    compare, after each epoch. sent: whether MLflow has all of it, with its last status.
+    compare, after each epoch. checkpoint: the newest, below STORAGE/NAME. sent: whether MLflow has all of it, with its
+    last status.
     """
 
     trial_id: str
@@ -53,6 +53,7 @@ class TrialRow:
     cost_usd: float | None = None
     error: str = ""
     restarts: int = 0
+    checkpoint: str = ""
     curve: list[float] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     sent: bool = False
@@ -86,16 +87,6 @@ class Sweep:
     def has_begun(self) -> bool:
         """Whether a trial was begun."""
         return (self.folder / TRIALS_FILE).exists()
-
-    def tune_state(self) -> str:
-        """What Ray Tune has written down of all trials; nothing before it did so for the first time."""
-        files, root = open_fs(f"{self.storage.rstrip('/')}/{self.name}")
-        entries = files.get_file_info(FileSelector(root, allow_not_found=True))
-        states = [entry.path for entry in entries if entry.base_name.startswith("experiment_state")]
-        if not states:
-            return ""
-        with files.open_input_stream(max(states)) as file:
-            return bytes(file.read()).decode()
 
     def save(self) -> None:
         """Write sweep.json, whole or not at all."""
@@ -134,7 +125,7 @@ class Sweep:
         return exclusive_lock(self.folder, f"sweep '{self.name}' is being run")
 
 
-def new_name(home: Home, settings: TuneSettings) -> str:
+def new_sweep_name(home: Home, settings: TuneSettings) -> str:
     """The name of a new sweep. Raises ConfigError where there is one of that name."""
     if settings.name and (home.sweeps / settings.name / SWEEP_FILE).exists():
         raise ConfigError(
@@ -173,7 +164,7 @@ def best_row(rows: Sequence[TrialRow], metric: str) -> TrialRow | None:
     return next((row for row in ranked(rows, metric) if row.value(metric) is not None), None)
 
 
-def front(rows: Sequence[TrialRow]) -> list[TrialRow]:
+def pareto_front(rows: Sequence[TrialRow]) -> list[TrialRow]:
     """Those that no other row beats in both accuracy and latency, the fastest first."""
     measured = [row for row in rows if row.val_accuracy is not None and row.latency_ms is not None and not row.error]
     found: list[TrialRow] = []
@@ -181,3 +172,59 @@ def front(rows: Sequence[TrialRow]) -> list[TrialRow]:
         if not found or (row.val_accuracy or 0) > (found[-1].val_accuracy or 0):
             found.append(row)
     return found
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class SweepResult:
+    """The result of a sweep: what the last line of stdout says."""
+
+    sweep: Sweep
+    rows: tuple[TrialRow, ...]
+    seconds: float
+    winner: dict[str, Any] | None = None
+
+    @property
+    def cost_usd(self) -> float | None:
+        """Of the nodes while it searched; None where a price is not known."""
+        return None if self.sweep.usd_per_second is None else self.sweep.usd_per_second * self.seconds
+
+    @property
+    def best(self) -> TrialRow | None:
+        """The best trial; None where none has a result."""
+        return best_row(self.rows, self.sweep.settings.search.metric)
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields that scripts rely on, and where to look."""
+        best, states = self.best, Counter(row.state for row in self.rows)
+        content = {
+            "run_id": self.sweep.run_id,
+            "sweep": self.sweep.name,
+            "best_trial": best.trial_id if best else None,
+            "best_run_id": best.run_id if best else None,
+            "best_val_accuracy": best.val_accuracy if best else None,
+            "best_values": best.values if best else None,
+            "trials": len(self.rows),
+            **{state: states[state] for state in ("finished", "stopped", "failed")},
+            **count_epochs(self.rows),
+            "fit_seconds": round(sum(row.seconds for row in self.rows), 2),
+            "seconds": round(self.seconds, 2),
+            "cost_usd": self.cost_usd,
+        }
+        return content | ({"winner": self.winner} if self.winner else {})
+
+
+def count_epochs(rows: Sequence[TrialRow]) -> dict[str, int]:
+    """Epochs that were trained, and those that all trials together would have had."""
+    longest = max((row.num_epochs for row in rows), default=0)
+    return {
+        "epochs": sum(row.epoch for row in rows),
+        "epochs_without_stopping": sum(row.num_epochs or longest for row in rows),
+    }
+
+
+def saved_seconds(rows: Sequence[TrialRow]) -> float:
+    """What the epochs that were not trained would have taken, each as long as the trial's others."""
+    return sum((row.num_epochs - row.epoch) * row.seconds / row.epoch for row in rows if row.epoch)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -18,10 +20,14 @@ from rich.table import Table
 from rich.text import Text
 
 from rayapp.config.tune import TuneSettings
+from rayapp.registry.tracking import Tracker
 from rayapp.runtime.progress import LOG_EVERY_S, clock, say
-from rayapp.tune.record import TrialRow, best_row, front, ranked
+from rayapp.tune.record import SweepResult, TrialRow, best_row, count_epochs, pareto_front, ranked, saved_seconds
 from rayapp.vision.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 
+# Of a row in the table of MLflow
+RECORDED: tuple[str, ...] = ("number", "trial_id", "run_id", "state", "epoch", "num_epochs", "val_accuracy", "val_loss")
+RECORDED += ("latency_ms", "seconds", "cost_usd", "error")
 MAX_LIVE_ROWS = 20  # in the live table: what runs, and the best
 STATE_STYLES = {"running": "cyan", "finished": "green", "stopped": "yellow", "failed": "red"}
 GOOD_PART = 0.1  # of the trials is drawn in colour
@@ -88,7 +94,7 @@ def trial_table(rows: Sequence[TrialRow], settings: TuneSettings) -> Table:
     extra = ["ms"] * with_latency + ["s"] + ["USD"] * with_cost
     for name in (*extra, *(name.rpartition(".")[2] for name in settings.space)):
         table.add_column(name, justify="right", overflow="fold")
-    pareto = {row.number for row in front(rows)} if with_latency else set()
+    pareto = {row.number for row in pareto_front(rows)} if with_latency else set()
     for row in rows:
         state = Text(row.state, STATE_STYLES[row.state])
         cells: list[str | Text] = [
@@ -141,75 +147,123 @@ def plot_history(rows: Sequence[TrialRow], metric: str, path: Path) -> None:
 
 
 def plot_parallel(rows: Sequence[TrialRow], settings: TuneSettings, path: Path) -> None:
-    """Parallel coordinates: a line a trial through its values to its metric; the best tenth is drawn in colour."""
+    """Parallel coordinates: a line for each trial through its values to its metric; the best tenth is in colour."""
     metric, names = settings.search.metric, list(settings.space)
     order = [row for row in ranked(rows, metric) if row.value(metric) is not None]
     num_good = max(1, math.ceil(GOOD_PART * len(order)))
     figure, (axes,) = new_figure(max(6, 2 * (len(names) + 1)), 4.5)
-    scales = [_Scale.of(settings, name, order) for name in names]
-    results = [row.value(metric) for row in order]
-    scales.append(_Scale(results))
+    columns = [axis_of([row.values.get(name) for row in order], settings.space[name].kind) for name in names]
+    columns.append(axis_of([row.value(metric) for row in order], "uniform"))
     for rank in reversed(range(len(order))):
-        row, good = order[rank], rank < num_good
-        values = [row.values.get(name) for name in names] + [results[rank]]
-        heights = [scale.height(value) for scale, value in zip(scales, values, strict=True)]
+        good = rank < num_good
+        heights = [heights[rank] for heights, _ in columns]
         colour, alpha = (ORANGE, 0.9) if good else (GREY, 0.6)
         axes.plot(range(len(heights)), heights, color=colour, alpha=alpha, linewidth=1.8 if good else 1.0)
-    for x, scale in enumerate(scales):
+    for x, (_, labels) in enumerate(columns):
         axes.axvline(x, color="black", linewidth=0.8)
-        for height, label in scale.labels():
+        for label, height in labels.items():
             axes.annotate(
                 label, (x, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center", bbox=LABEL_BOX,
                 parse_math=False,
             )  # fmt: skip
-    axes.set_xticks(range(len(scales)), [*names, metric])
+    axes.set_xticks(range(len(columns)), [*names, metric])
     axes.set_yticks([])
     axes.spines[["left", "bottom"]].set_visible(False)
     axes.tick_params(length=0)
-    axes.set_xlim(-0.15, len(scales) - 0.55)
+    axes.set_xlim(-0.15, len(columns) - 0.55)
     axes.set_title(f"{len(order)} trials; the best {num_good} in colour", fontsize=10)
     save_figure(figure, path)
 
 
-class _Scale:
-    """Values -> heights (0-1) on one axis; those of a list stand evenly, and below all others trials that have none."""
-
-    def __init__(self, values: Sequence[Any], *, logarithmic: bool = False, listed: bool = False) -> None:
-        self._log = logarithmic
-        there = [value for value in values if value is not None]
-        self._some_without = len(there) < len(values)
-        self._places = sorted(set(there), key=_number_or_text) if listed else None
-        numbers = [] if listed else [self._unit(value) for value in there]
-        self._low, self._high = min(numbers, default=0.0), max(numbers, default=0.0)
-
-    @classmethod
-    def of(cls, settings: TuneSettings, name: str, rows: Sequence[TrialRow]) -> Self:
-        """The scale of one setting."""
-        kind = settings.space[name].kind
-        values = [row.values.get(name) for row in rows]
-        return cls(values, logarithmic=kind in ("log_uniform", "log_integer"), listed=kind in ("choice", "grid"))
-
-    def height(self, value: Any) -> float:
-        """Where a value stands."""
-        if value is None:
-            return WITHOUT
-        if self._places is not None:
-            return self._places.index(value) / max(1, len(self._places) - 1)
-        return (self._unit(value) - self._low) / ((self._high - self._low) or 1.0)
-
-    def labels(self) -> list[tuple[float, str]]:
-        """Heights and what stands there."""
-        without = [(WITHOUT, "not used")] if self._some_without else []
-        if self._places is not None:
-            return without + [(self.height(value), value_text(value)) for value in self._places]
-        ends = [(0.0, self._low), (1.0, self._high)]
-        return without + [(at, f"{math.exp(value) if self._log else value:.3g}") for at, value in ends]
-
-    def _unit(self, value: float) -> float:
-        return math.log(value) if self._log else float(value)
+def axis_of(values: Sequence[Any], kind: str) -> tuple[list[float], dict[str, float]]:
+    """The height (0-1) of each value on an axis of its own, and of the labels there; below all stands None."""
+    there = [value for value in values if value is not None]
+    labels = {"not used": WITHOUT} if len(there) < len(values) else {}
+    if kind in ("choice", "grid"):  # evenly
+        places = sorted(set(there), key=_number_or_text)
+        height = {value: at / max(1, len(places) - 1) for at, value in enumerate(places)}
+        labels |= {value_text(value): height[value] for value in places}
+    else:
+        unit: Callable[[float], float] = math.log if kind in ("log_uniform", "log_integer") else float
+        low, high = min(there, default=1.0), max(there, default=1.0)
+        height = {value: (unit(value) - unit(low)) / ((unit(high) - unit(low)) or 1.0) for value in there}
+        labels |= {f"{low:.3g}": 0.0, f"{high:.3g}": 1.0}
+    return [WITHOUT if value is None else height[value] for value in values], labels
 
 
 def _number_or_text(value: Any) -> tuple[bool, float, str]:
     """A key to sort by: numbers by size, then all else by its text."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return not is_number, value if is_number else 0.0, value_text(value)
+
+
+# --- the end ----------------------------------------------------------------------------------------------------------
+
+
+def show(tuned: SweepResult, console: Console) -> None:
+    """The table of all trials, the best first, and what the sweep took."""
+    settings, best = tuned.sweep.settings, tuned.best
+    console.print(trial_table(ranked(tuned.rows, settings.search.metric), settings))
+    epochs = count_epochs(tuned.rows)
+    saved = epochs["epochs_without_stopping"] - epochs["epochs"]
+    cost = "" if tuned.cost_usd is None else f", ${tuned.cost_usd:.2f}"
+    say(
+        console,
+        f"{len(tuned.rows)} trials in {clock(tuned.seconds)}{cost}; {epochs['epochs']:,} epochs of"
+        f" {epochs['epochs_without_stopping']:,}: early stopping saved {saved:,}, about"
+        f" {clock(saved_seconds(tuned.rows))} of training",
+    )
+    if best:
+        values = ", ".join(f"{name} {value}" for name, value in best.values.items())
+        accuracy = (f"{best.val_accuracy:.4f}", "bold")
+        say(console, Text.assemble(f"best: trial {best.number}, validation accuracy ", accuracy, f" with {values}"))
+    if settings.search.latency:
+        say(console, "* beaten by no other in both accuracy and latency")
+    if tuned.winner:
+        w = tuned.winner
+        say(
+            console,
+            Text.assemble(
+                f"winner, {len(w['seeds'])} seeds: validation {w['val_accuracy_mean']:.4f}"
+                f" ± {w['val_accuracy_sd']:.4f}; test accuracy of the best ",
+                (f"{w['test_accuracy']:.4f}", "bold"),
+                " -> ",
+                (f"{w['model_uri']} @challenger", "bold"),
+            ),
+        )
+
+
+def record(tuned: SweepResult, best: TrialRow, tracker: Tracker, usd_per_trial_second: float | None) -> None:
+    """Figures, pictures and table go to the sweep's run; the best trial's run is marked."""
+    sweep, rows = tuned.sweep, tuned.rows
+    settings, saved = sweep.settings, saved_seconds(rows)
+    metrics = {
+        "best_val_accuracy": best.val_accuracy or 0.0,
+        "best_val_loss": best.val_loss or 0.0,
+        "trials": len(rows),
+        **count_epochs(rows),
+        "seconds": tuned.seconds,
+        "fit_seconds": sum(row.seconds for row in rows),
+        "saved_seconds": saved,
+    }
+    if tuned.cost_usd is not None and usd_per_trial_second is not None:
+        metrics |= {"cost_usd": tuned.cost_usd, "saved_usd": saved * usd_per_trial_second}
+    tracker.log_metrics(sweep.run_id, metrics)
+    tracker.tag_run(sweep.run_id, {"best_trial": best.trial_id, "best_run_id": best.run_id})
+    for row in rows:
+        if row.run_id:
+            tracker.tag_run(row.run_id, {"best_trial": str(row is best).lower()})
+    with tempfile.TemporaryDirectory() as folder:
+        plot_history(rows, settings.search.metric, Path(folder, "history.png"))
+        plot_parallel(rows, settings, Path(folder, "parallel_coordinates.png"))
+        for picture in Path(folder).glob("*.png"):
+            shutil.copy(picture, sweep.folder)
+        tracker.log_artifacts(sweep.run_id, Path(folder))
+    tracker.log_table(sweep.run_id, _columns(rows, settings), "trials.json")
+    tracker.close_run(sweep.run_id, "FINISHED")
+
+
+def _columns(rows: Sequence[TrialRow], settings: TuneSettings) -> dict[str, list[Any]]:
+    order = ranked(rows, settings.search.metric)
+    columns = {name: [getattr(row, name) for row in order] for name in RECORDED}
+    return columns | {name: [row.values.get(name) for row in order] for name in settings.space}

@@ -24,10 +24,3 @@ def keep_freed_memory() -> None:
         mallopt(MMAP_THRESHOLD, LARGEST_MMAP_THRESHOLD)
         mallopt(TRIM_THRESHOLD, NEVER)
         mallopt(TOP_PAD, TWO_HEAPS)
-
-
-def give_back_freed_memory() -> None:
-    """Return to the system what glibc keeps of freed blocks, of all threads; nothing where another libc is in use."""
-    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if malloc_trim is not None:
-        malloc_trim(0)

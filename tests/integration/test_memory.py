@@ -29,30 +29,3 @@ OTHER_THREAD = "thread = threading.Thread(target=steps); thread.start(); thread.
 def test_tensors_of_the_next_step_take_the_pages_of_the_last_one(thread: str) -> None:
     ended = subprocess.run([sys.executable, "-c", FAULTS_OF_100_STEPS + thread], capture_output=True, check=True)
     assert int(ended.stdout) < 1000  # 100 steps touch 3.4 million pages of 4 KiB
-
-
-FREED_BY_AN_ENDED_THREAD = """
-import os, threading, torch
-from rayapp.vision.memory import give_back_freed_memory, keep_freed_memory
-
-def size_mib():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE") / 2**20
-
-def trial():
-    keep_freed_memory()
-    tensors = [torch.ones(2**18 * 8) for _ in range(20)]  # 160 MiB in blocks of 8
-
-thread = threading.Thread(target=trial)
-thread.start()
-thread.join()
-before = size_mib()
-give_back_freed_memory()
-print(before - size_mib())
-"""
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
-def test_what_a_trial_that_ended_had_goes_back_before_the_next_one() -> None:
-    ended = subprocess.run([sys.executable, "-c", FREED_BY_AN_ENDED_THREAD], capture_output=True, check=True)
-    assert float(ended.stdout) > 100  # MiB

@@ -15,7 +15,7 @@ from rayapp.config.commands import TrainSettings
 from rayapp.config.parse import load
 from rayapp.config.sweep import OPTIMIZER_SPACE
 from rayapp.config.train import ModelConfig
-from rayapp.config.tune import TuneSettings
+from rayapp.config.tune import TuneSettings, check_space
 from rayapp.errors import ConfigError
 from rayapp.vision.models import build_model
 
@@ -96,6 +96,7 @@ def sweep(path: Path) -> TuneSettings:
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_a_sweep_is_of_a_recipe_and_says_how_long_it_takes(path: Path) -> None:
     settings = sweep(path)
+    check_space(settings)
     assert settings.base in RECIPES
     assert {"space", "search", "scheduler"} <= settings.model_fields_set
     about = path.read_text(encoding="utf-8").splitlines()[0]

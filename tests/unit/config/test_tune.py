@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from rayapp.config.commands import TrainSettings
 from rayapp.config.parse import load, validate
 from rayapp.config.sweep import OPTIMIZER_SPACE, Dimension
-from rayapp.config.tune import TuneSettings
+from rayapp.config.tune import TuneSettings, check_space
 from rayapp.errors import ConfigError
 
 RATES = {"optim.lr": {"log_uniform": [1e-4, 1e-2]}}
@@ -31,7 +31,10 @@ alike = hypothesis_settings(deadline=None, derandomize=True, database=None)  # t
 
 
 def sweep(**content: Any) -> TuneSettings:
-    return validate(TuneSettings, content)
+    """The settings, checked as before a sweep starts."""
+    settings = validate(TuneSettings, content)
+    check_space(settings)
+    return settings
 
 
 def refusal(**content: Any) -> str:

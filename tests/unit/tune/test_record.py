@@ -18,8 +18,8 @@ from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
-from rayapp.tune.record import Sweep, TrialRow, best_row, find_sweep, front, new_name
-from rayapp.tune.trials import _Budget
+from rayapp.tune.driver import Budget
+from rayapp.tune.record import Sweep, TrialRow, best_row, find_sweep, new_sweep_name, pareto_front
 
 
 def sweep(home: Path, name: str = "lr-digits", **content: Any) -> Sweep:
@@ -37,13 +37,13 @@ def row(number: int, val_accuracy: float | None = None, val_loss: float | None =
 
 def test_nodes_that_are_still_on_their_way_do_not_use_up_a_budget_of_time(home: Path) -> None:
     new = sweep(home)
-    budget = _Budget(new, limit_s=0.0)
+    budget = Budget(new, limit_s=0.0)
     assert not budget.stop_all()
 
     new.save_trials([row(1)], seconds=0.0)
 
     assert budget.stop_all()
-    assert pickle.loads(pickle.dumps(budget)).stop_all()  # as Ray Tune resumes it
+    assert pickle.loads(pickle.dumps(budget)).stop_all()  # Ray Tune writes down what it is given
 
 
 # --- what is on disk --------------------------------------------------------------------------------------------------
@@ -99,6 +99,7 @@ def test_rows_are_loaded_as_they_were_saved(home: Path) -> None:
             cost_usd=0.01,
             error="",
             restarts=1,
+            checkpoint="abc_1/checkpoint_000002",
             curve=[0.75, 0.7],
             scores=[0.7499995, 0.6999994],
         ),
@@ -144,7 +145,7 @@ def test_a_name_that_exists_is_refused(home: Path) -> None:
     settings = sweep(home).settings
 
     with pytest.raises(ConfigError) as caught:
-        new_name(Home.from_env(), settings)
+        new_sweep_name(Home.from_env(), settings)
 
     assert str(caught.value) == (
         "sweep 'lr-digits' exists already; give another --name, go on with it: --resume lr-digits,"
@@ -155,12 +156,12 @@ def test_a_name_that_exists_is_refused(home: Path) -> None:
 def test_a_name_that_is_free_is_taken(home: Path) -> None:
     sweep(home)
 
-    assert new_name(Home.from_env(), validate(TuneSettings, {"name": "another"})) == "another"
+    assert new_sweep_name(Home.from_env(), validate(TuneSettings, {"name": "another"})) == "another"
 
 
 def test_sweeps_without_a_name_get_different_ones(home: Path) -> None:
     settings = validate(TuneSettings, {"model": {"name": "resnet9"}})
-    names = {new_name(Home.from_env(), settings) for _ in range(3)}
+    names = {new_sweep_name(Home.from_env(), settings) for _ in range(3)}
 
     assert len(names) == 3
     assert all(re.match(RUN_NAME, name) and name.startswith("sweep-digits-resnet9-") for name in names)
@@ -247,6 +248,6 @@ def test_the_front_is_what_nothing_beats_in_both_aims() -> None:
         row(9, 0.99, 0.3),  # not measured
     ]
 
-    assert [found.number for found in front(rows)] == [2, 1, 5]
-    assert [found.number for found in front(rows[::-1])] == [2, 1, 5]
-    assert front([]) == []
+    assert [found.number for found in pareto_front(rows)] == [2, 1, 5]
+    assert [found.number for found in pareto_front(rows[::-1])] == [2, 1, 5]
+    assert pareto_front([]) == []

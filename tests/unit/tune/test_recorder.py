@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,19 +11,18 @@ from typing import Any
 import numpy as np
 import pytest
 from mlflow.entities import Run, ViewType
-from ray.tune.experiment import Trial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune import Checkpoint
 
 from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import RegistryError
 from rayapp.registry.tracking import Tracker, connected
-from rayapp.tune import recorder as trial_log
+from rayapp.tune import recorder
 from rayapp.tune.record import Sweep, TrialRow, find_sweep
-from rayapp.tune.recorder import TrialLog
-from rayapp.tune.search import SCORE
-from rayapp.tune.trial import WORST, score_of
+from rayapp.tune.recorder import TrialRecorder
+from rayapp.tune.search import EARLIER
+from rayapp.tune.trial import TrialReport, score_of
 from rayapp.vision.loop import EpochReport, StepReport
 
 NUM_EPOCHS, STEPS_AN_EPOCH = 3, 10
@@ -32,18 +30,17 @@ SPACE = {
     "optim.optimizer": {"choice": ["sgd", "adamw"]},
     "optim.momentum": {"uniform": [0.8, 0.99], "when": {"optim.optimizer": "sgd"}},
 }
+LR = {"optim.lr": {"log_uniform": [1e-4, 1]}}
 TAGS = {"git_sha": "abc", "model_architecture": "resnet9"}
 CLOSED_PORT = "http://127.0.0.1:1"
 
 
 @dataclass(eq=False)
 class FakeTrial:
-    """Of Ray Tune's Trial what TrialLog reads."""
+    """Of Ray Tune's Trial what TrialRecorder reads."""
 
     trial_id: str
     config: dict[str, Any] = field(default_factory=lambda: {"optim.optimizer": "sgd", "optim.momentum": 0.9})
-    status: str = Trial.RUNNING
-    last_result: dict[str, Any] = field(default_factory=dict)
     error: Exception | None = None
     error_file: str | None = None  # before Tune has brought it to the sweep's storage
 
@@ -83,28 +80,27 @@ def new_sweep(tracker: Tracker, **content: Any) -> Sweep:
     return sweep
 
 
-def opened(
-    tracker: Tracker,
-    *,
-    usd_per_second: float | None = None,
-    scheduler: TrialScheduler | None = None,
-    trials: Sequence[Any] = (),
-) -> TrialLog:
-    """The log of the sweep on disk as a driver opens it, and Ray Tune begins its loop with these trials."""
-    sweep = find_sweep(Home.from_env(), "a1")
-    found = TrialLog(sweep, tracker, TAGS, usd_per_second, scheduler or FIFOScheduler())
-    found.on_step_begin(0, list(trials))
-    return found
+def opened(tracker: Tracker, *, usd_per_second: float | None = None) -> TrialRecorder:
+    """The log of the sweep on disk as a driver opens it."""
+    return TrialRecorder(find_sweep(Home.from_env(), "a1"), tracker, TAGS, usd_per_second)
 
 
-def started(log: TrialLog, *trial_ids: str) -> list[Any]:
+def again(log: TrialRecorder, trial_id: str) -> Any:
+    """The trial that was cut off, as Ray Tune starts it in the next part of the sweep: under an id of its own."""
+    trial: Any = FakeTrial(f"{trial_id}-again")
+    trial.config |= {EARLIER: trial_id}
+    log.on_trial_start(0, [], trial)
+    return trial
+
+
+def started(log: TrialRecorder, *trial_ids: str) -> list[Any]:
     trials: list[Any] = [FakeTrial(trial_id) for trial_id in trial_ids]
     for trial in trials:
         log.on_trial_start(0, trials, trial)
     return trials
 
 
-def epoch(log: TrialLog, trial: Any, number: int, val_accuracy: float = 0.5, **changes: Any) -> None:
+def epoch(log: TrialRecorder, trial: Any, number: int, val_accuracy: float = 0.5, **changes: Any) -> None:
     """The trial reports an epoch, and two batches of it."""
     last_step = number * STEPS_AN_EPOCH
     found = EpochReport(
@@ -126,21 +122,21 @@ def epoch(log: TrialLog, trial: Any, number: int, val_accuracy: float = 0.5, **c
         | {"time_ms": 1_700_000_000_000 + step}
         for step in (last_step - 5, last_step)
     ]
-    result = asdict(found) | {"steps": steps, "broke_down": "", "fit_seconds": 2.0} | changes
+    found = replace(found, **changes)
     metric = find_sweep(Home.from_env(), "a1").settings.search.metric
-    result[SCORE] = score_of(replace(found, val_loss=result["val_loss"]), metric)
-    trial.last_result = result
-    log.on_trial_result(0, [trial], trial, result)
+    own = {name: value for name, value in asdict(found).items() if name in TrialReport.__dataclass_fields__}
+    score = score_of(found, metric)
+    report = TrialReport(**own, score=score, fit_seconds=2.0, steps=steps, metrics=asdict(found))
+    log.on_trial_result(0, [trial], trial, report.as_dict() | {"training_iteration": number})
 
 
-def breakdown(log: TrialLog, trial: Any, reason: str) -> None:
+def breakdown(log: TrialRecorder, trial: Any, reason: str) -> None:
     """The trial reports a loss that is not finite, and ends."""
-    trial.last_result = {**WORST, "epoch": 0, "num_epochs": 0, "broke_down": reason, "steps": [], "fit_seconds": 0.5}
-    log.on_trial_result(0, [trial], trial, trial.last_result)
+    log.on_trial_result(0, [trial], trial, TrialReport.of_breakdown(reason, 0.5).as_dict())
     log.on_trial_complete(0, [trial], trial)
 
 
-def after_two_epochs(tracker: Tracker) -> tuple[TrialLog, Any]:
+def after_two_epochs(tracker: Tracker) -> tuple[TrialRecorder, Any]:
     """A log of one trial, "a", that runs."""
     log = opened(tracker)
     (trial,) = started(log, "a")
@@ -149,7 +145,7 @@ def after_two_epochs(tracker: Tracker) -> tuple[TrialLog, Any]:
     return log, trial
 
 
-def whole(log: TrialLog, trial: Any, val_accuracy: float = 0.5) -> None:
+def whole(log: TrialRecorder, trial: Any, val_accuracy: float = 0.5) -> None:
     """The trial runs from its first epoch to its end."""
     for number in range(1, NUM_EPOCHS + 1):
         epoch(log, trial, number, val_accuracy)
@@ -197,7 +193,7 @@ def test_a_trial_has_a_run_under_the_sweep_with_its_values(tracker: MovingTracke
 def test_metrics_of_batches_go_by_step_and_those_of_epochs_by_epoch(
     tracker: MovingTracker, uri: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_log, "SEND_EVERY_S", 0.0)
+    monkeypatch.setattr(recorder, "SEND_EVERY_S", 0.0)
     after_two_epochs(tracker)
 
     run = runs_of(uri, sweep)["a"]
@@ -214,7 +210,7 @@ def test_metrics_of_batches_go_by_step_and_those_of_epochs_by_epoch(
 def test_short_epochs_are_sent_together_and_the_last_with_the_end(
     tracker: MovingTracker, uri: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_log, "SEND_EVERY_S", 3600.0)
+    monkeypatch.setattr(recorder, "SEND_EVERY_S", 3600.0)
     log, trial = after_two_epochs(tracker)
     assert history(uri, runs_of(uri, sweep)["a"], "val/accuracy") == []
 
@@ -226,7 +222,7 @@ def test_short_epochs_are_sent_together_and_the_last_with_the_end(
 def test_a_run_whose_opening_had_no_answer_is_found_again(
     tracker: MovingTracker, uri: str, sweep: Sweep, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(trial_log, "TRY_AGAIN_S", 0.0)
+    monkeypatch.setattr(recorder, "TRY_AGAIN_S", 0.0)
     open_run = tracker.open_run
 
     def lose_the_answer(*args: Any) -> str:
@@ -240,21 +236,6 @@ def test_a_run_whose_opening_had_no_answer_is_found_again(
     whole(log, trial)
 
     assert {name: run.info.status for name, run in runs_of(uri, sweep).items()} == {"a": "FINISHED"}
-
-
-def test_a_trial_counts_as_ended_once_tune_would_know_it_after_a_crash(tracker: MovingTracker, sweep: Sweep) -> None:
-    state = Path(sweep.storage) / sweep.name / "experiment_state-2026-11-25_09-00-00.json"
-    state.parent.mkdir(parents=True)
-    state.write_text("{}")
-    log = opened(tracker)
-    first, second = started(log, "a", "b")
-    whole(log, first)
-    assert saved()["a"].state == "running"
-
-    state.write_text('{"trial_data": ["a"]}')
-    epoch(log, second, 1)
-
-    assert saved()["a"].state == "finished"
 
 
 def test_a_row_is_of_its_best_epoch(tracker: MovingTracker, sweep: Sweep) -> None:
@@ -299,7 +280,7 @@ def test_where_loss_is_the_metric_the_best_epoch_has_the_lowest(tracker: MovingT
 
 
 def test_values_that_pbt_changes_are_followed(tracker: MovingTracker) -> None:
-    new_sweep(tracker, space={"optim.lr": {"log_uniform": [1e-4, 1]}})
+    new_sweep(tracker, space=LR)
     log = opened(tracker)
     trial: Any = FakeTrial("a", {"optim.lr": 0.1})
     log.on_trial_start(0, [], trial)
@@ -311,12 +292,11 @@ def test_values_that_pbt_changes_are_followed(tracker: MovingTracker) -> None:
 
 def test_who_watches_is_told_of_all_rows(tracker: MovingTracker, sweep: Sweep) -> None:
     told: list[list[tuple[int, str, int]]] = []
-    log = TrialLog(
+    log = TrialRecorder(
         sweep,
         tracker,
         TAGS,
         None,
-        FIFOScheduler(),
         lambda rows: told.append([(row.number, row.state, row.epoch) for row in rows]),
     )
     first, _ = started(log, "a", "b")
@@ -417,7 +397,8 @@ def test_F44_a_trial_that_starts_again_keeps_its_run_and_counts_no_epoch_twice(
     (trial,) = started(log, "a")
     epoch(log, trial, 1, 0.5)
     epoch(log, trial, 2, 0.75)
-    log.on_trial_start(0, [], trial)  # its worker was lost, with all after the checkpoint of epoch 1
+    log.on_trial_recover(0, [], trial)  # its worker was lost, with all after the checkpoint of epoch 1
+    log.on_trial_start(0, [], trial)
     epoch(log, trial, 2, 0.25)
     epoch(log, trial, 3, 0.625)
     log.on_trial_complete(0, [], trial)
@@ -451,8 +432,8 @@ def test_F44_a_driver_that_was_killed_leaves_nothing_double_or_open(
     before = saved()
     del log  # killed: nobody closes anything
 
-    log = opened(tracker, trials=[done, running])
-    log.on_trial_start(0, [], running)
+    log = opened(tracker)
+    running = again(log, "running")
     epoch(log, running, 1, 0.25)  # again, from before its checkpoint
     epoch(log, running, 2, 0.75)
     epoch(log, running, 3, 0.625)
@@ -468,17 +449,31 @@ def test_F44_a_driver_that_was_killed_leaves_nothing_double_or_open(
 
 
 def test_F44_a_run_whose_id_was_not_noted_is_found_again(tracker: MovingTracker, uri: str, sweep: Sweep) -> None:
-    (trial,) = started(opened(tracker), "a")
+    started(opened(tracker), "a")
     assert saved()["a"].run_id  # noted as soon as there is one
     file = sweep.folder / "trials.json"
     content = json.loads(file.read_text())
     content["trials"][0]["run_id"] = ""  # killed between the two
     file.write_text(json.dumps(content))
 
-    log = opened(tracker, trials=[trial])
-    log.on_trial_start(0, [], trial)
-    whole(log, trial)
+    log = opened(tracker)
+    whole(log, again(log, "a"))
 
+    assert runs_of(uri, sweep)["a"].info.status == "FINISHED"
+
+
+def test_a_trial_whose_driver_died_after_its_last_epoch_ends_with_it(
+    tracker: MovingTracker, uri: str, sweep: Sweep
+) -> None:
+    log = opened(tracker)
+    (trial,) = started(log, "a")
+    for number in (1, 2, 3):
+        epoch(log, trial, number, is_last=False)  # the driver dies before it takes note of the end
+
+    log = opened(tracker)
+    epoch(log, again(log, "a"), 3, 0.9)
+
+    assert (saved()["a"].state, saved()["a"].curve) == ("finished", [0.5, 0.5, 0.5])
     assert runs_of(uri, sweep)["a"].info.status == "FINISHED"
 
 
@@ -489,111 +484,9 @@ def test_a_resumed_trial_runs_again_in_mlflow_too(tracker: MovingTracker, uri: s
     log.close(interrupted=True)
     assert runs_of(uri, sweep)["a"].info.status == "KILLED"
 
-    opened(tracker, trials=[trial]).on_trial_start(0, [], trial)
+    again(opened(tracker), "a")
 
     assert runs_of(uri, sweep)["a"].info.status == "RUNNING"
-
-
-def test_trials_that_tune_forgot_are_removed_with_their_runs(tracker: MovingTracker, uri: str, sweep: Sweep) -> None:
-    first, forgotten, third = started(opened(tracker), "a", "b", "c")
-    assert set(runs_of(uri, sweep)) == {"a", "b", "c"}
-
-    log = opened(tracker, trials=[first, third])
-    assert {row.trial_id: row.number for row in log.rows} == {"a": 1, "c": 2}
-    log.on_trial_start(0, [], another := FakeTrial("d"))  # type: ignore[arg-type]
-    assert {name: row.number for name, row in saved().items()} == {"a": 1, "c": 2, "d": 3}
-    assert set(runs_of(uri, sweep)) == {"a", "c", another.trial_id}
-    assert set(runs_of(uri, sweep, view=ViewType.DELETED_ONLY)) == {forgotten.trial_id}
-
-
-def test_a_forgotten_run_whose_id_was_not_noted_is_removed_too(tracker: MovingTracker, uri: str, sweep: Sweep) -> None:
-    first, _ = started(opened(tracker), "a", "b")
-    file = sweep.folder / "trials.json"
-    content = json.loads(file.read_text())
-    content["trials"][1]["run_id"] = ""
-    file.write_text(json.dumps(content))
-
-    opened(tracker, trials=[first])
-
-    assert set(runs_of(uri, sweep)) == {"a"}
-
-
-def test_F29_forgotten_runs_are_removed_when_mlflow_is_there_again(
-    tracker: MovingTracker, uri: str, sweep: Sweep
-) -> None:
-    first, *_ = started(opened(tracker), "a", "b", "c")
-    tracker.go_away()
-
-    log = opened(tracker, trials=[first])
-
-    assert set(saved()) == {"a"}
-    assert log.close(interrupted=True) == 3  # a itself lacks its end
-    tracker.come_back()
-    assert log.close(interrupted=True) == 0
-    assert set(runs_of(uri, sweep)) == {"a"}
-
-
-def test_a_trial_that_failed_as_the_driver_died_is_closed(tracker: MovingTracker, uri: str, sweep: Sweep) -> None:
-    (trial,) = started(opened(tracker), "a")
-    trial.status, trial.error = Trial.ERROR, RuntimeError("no memory left")
-
-    opened(tracker, trials=[trial])
-
-    assert (saved()["a"].state, saved()["a"].error) == ("failed", "no memory left")
-    assert runs_of(uri, sweep)["a"].info.status == "FAILED"
-
-
-def test_a_trial_that_ended_as_the_driver_died_is_closed(tracker: MovingTracker, uri: str, sweep: Sweep) -> None:
-    log = opened(tracker)
-    done, stopped = started(log, "done", "stopped")
-    for number in (1, 2, 3):
-        epoch(log, done, number)
-    epoch(log, stopped, 1)
-    done.status = stopped.status = Trial.TERMINATED
-
-    opened(tracker, trials=[done, stopped])
-
-    assert {name: row.state for name, row in saved().items()} == {"done": "finished", "stopped": "stopped"}
-    assert {name: run.info.status for name, run in runs_of(uri, sweep).items()} == {
-        "done": "FINISHED",
-        "stopped": "KILLED",
-    }
-
-
-def test_a_trial_that_ended_is_not_opened_again_by_a_tune_that_does_not_know(
-    tracker: MovingTracker, uri: str, sweep: Sweep
-) -> None:
-    log = opened(tracker)
-    (done,) = started(log, "done")
-    whole(log, done, 0.75)
-    before = saved()
-
-    done.status = Trial.PENDING
-    log = opened(tracker, trials=[done])
-    log.on_trial_start(0, [], done)
-    epoch(log, done, 3, 0.1)
-    done.last_result = {}
-    log.on_trial_complete(0, [], done)
-
-    assert saved() == before
-    assert runs_of(uri, sweep)["done"].info.status == "FINISHED"
-
-
-@pytest.mark.parametrize("resumed", [True, False])
-def test_asha_knows_after_a_resume_what_it_knew_before(tracker: MovingTracker, sweep: Sweep, resumed: bool) -> None:
-    log = opened(tracker)
-    for trial in started(log, "a", "b", "c"):
-        whole(log, trial, 0.9)
-    asha: Any = ASHAScheduler(time_attr="epoch", metric=SCORE, mode="max", max_t=NUM_EPOCHS, stop_last_trials=False)
-    trials: list[Any] = [Trial("f", config={}, trial_id=name, stub=True) for name in "abcd"]
-    for trial in trials:
-        asha.on_trial_add(None, trial)
-    if resumed:
-        opened(tracker, scheduler=asha, trials=trials)
-
-    decision = asha.on_trial_result(None, trials[-1], {"epoch": 1, SCORE: 0.1})
-
-    assert decision == (TrialScheduler.STOP if resumed else TrialScheduler.CONTINUE)
 
 
 # --- MLflow away ------------------------------------------------------------------------------------------------------
@@ -606,7 +499,7 @@ def test_F29_what_mlflow_misses_is_sent_when_it_is_there_again(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(trial_log, "SEND_EVERY_S", 0.0)
+    monkeypatch.setattr(recorder, "SEND_EVERY_S", 0.0)
     log = opened(tracker)
     (first,) = started(log, "a")
     epoch(log, first, 1, 0.5)
@@ -640,10 +533,10 @@ def test_F29_mlflow_is_asked_again_only_after_a_while(
     epoch(log, trial, 1)
     assert runs_of(uri, sweep) == {}  # it is not asked at each report, which could take seconds
 
-    monkeypatch.setattr(trial_log, "TRY_AGAIN_S", 0.0)
+    monkeypatch.setattr(recorder, "TRY_AGAIN_S", 0.0)
     tracker.go_away()
-    log = opened(tracker, trials=[trial])
-    log.on_trial_start(0, [], trial)
+    log = opened(tracker)
+    trial = again(log, "a")
     tracker.come_back()
     epoch(log, trial, 2)
     assert history(uri, runs_of(uri, sweep)["a"], "val/accuracy") == [(1, 0.5), (2, 0.5)]
@@ -660,8 +553,8 @@ def test_F29_a_driver_that_dies_while_mlflow_is_away_loses_nothing(
     del log
 
     tracker.come_back()
-    log = opened(tracker, trials=[done, running])
-    log.on_trial_start(0, [], running)
+    log = opened(tracker)
+    running = again(log, "running")
     epoch(log, running, 2, 0.5)
     log.on_trial_complete(0, [], running)
     assert log.close(interrupted=False) == 0
@@ -675,51 +568,82 @@ def test_F29_a_driver_that_dies_while_mlflow_is_away_loses_nothing(
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def checkpoints(sweep: Sweep) -> Path:
-    """Where Ray Tune keeps those of this sweep, a folder a trial."""
-    root = Path(sweep.storage) / sweep.name
-    for trial_id in ("a", "b"):
-        (root / trial_id / "checkpoint_000001").mkdir(parents=True)
-        (root / trial_id / "checkpoint_000001" / "state.pt").write_bytes(b"x")
-        (root / trial_id / "params.json").write_text("{}")
-    return root
+def checkpointed(log: TrialRecorder, trial: Any, number: int) -> Path:
+    """Ray Tune has written the checkpoint of this number."""
+    sweep = find_sweep(Home.from_env(), "a1")
+    folder = Path(sweep.storage, sweep.name, trial.trial_id, f"checkpoint_{number:06}")
+    folder.mkdir(parents=True)
+    (folder / "state.pt").write_bytes(b"x")
+    log.on_checkpoint(0, [trial], trial, Checkpoint(str(folder)))
+    return folder
 
 
-def test_checkpoints_are_removed_when_the_search_is_over(tracker: MovingTracker, checkpoints: Path) -> None:
-    log = opened(tracker)
-    first, second = started(log, "a", "b")
-    whole(log, first)
-    epoch(log, second, 1)
-
-    log.close(interrupted=True)
-    assert len(list(checkpoints.glob("*/checkpoint_*"))) == 2  # Tune may go back to them
-
-    log = opened(tracker, trials=[first, second])
-    log.on_trial_start(0, [], second)
-    log.on_trial_complete(0, [], second)
-    log.close(interrupted=False)
-    assert list(checkpoints.glob("*/checkpoint_*")) == []
-    assert len(list(checkpoints.glob("*/params.json"))) == 2
-
-
-def test_a_checkpoint_stays_as_long_as_tune_may_go_back_to_it(
-    tracker: MovingTracker, checkpoints: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_row_knows_the_newest_checkpoint_and_loses_it_when_its_trial_ends(
+    tracker: MovingTracker, sweep: Sweep
 ) -> None:
     log = opened(tracker)
     first, second = started(log, "a", "b")
-    whole(log, first)
-    assert (checkpoints / "a/checkpoint_000001/state.pt").exists()
+    kept = [checkpointed(log, first, 1), checkpointed(log, first, 2), checkpointed(log, second, 1)]
+    assert {name: row.checkpoint for name, row in saved().items()} == {
+        "a": "a/checkpoint_000002",
+        "b": "b/checkpoint_000001",
+    }
 
-    monkeypatch.setattr(trial_log, "FORGOTTEN_AFTER_S", 0.0)
-    log.on_trial_complete(0, [], second)
-    assert not (checkpoints / "a/checkpoint_000001").exists()
+    whole(log, first)
+
+    assert saved()["a"].checkpoint == ""
+    assert [folder.exists() for folder in kept] == [False, False, True]
+
+
+def test_what_an_earlier_part_left_is_kept_until_there_is_a_newer_checkpoint(
+    tracker: MovingTracker, sweep: Sweep
+) -> None:
+    log = opened(tracker)
+    (trial,) = started(log, "a")
+    epoch(log, trial, 1)
+    before = checkpointed(log, trial, 1)
+
+    log = opened(tracker)
+    goes_on = again(log, "a")
+    assert before.exists()
+    assert saved()["a"].checkpoint == "a/checkpoint_000001"
+    checkpointed(log, goes_on, 0)
+
+    assert not before.exists()
+    assert saved()["a"].checkpoint == "a-again/checkpoint_000000"
+
+
+def test_the_others_of_a_population_may_still_need_the_checkpoint_of_one_that_ended(tracker: MovingTracker) -> None:
+    new_sweep(tracker, space=LR, scheduler={"name": "pbt"}, search={"algorithm": "random"})
+    log = opened(tracker)
+    trial: Any = FakeTrial("a", {"optim.lr": 0.1})
+    log.on_trial_start(0, [], trial)
+    kept = checkpointed(log, trial, 1)
+    whole(log, trial)
+    assert kept.exists()
+
+    log.close(interrupted=False)
+
+    assert not kept.exists()
+
+
+def test_checkpoints_are_removed_when_the_search_is_over_and_stay_when_it_is_cut_off(
+    tracker: MovingTracker, sweep: Sweep
+) -> None:
+    log = opened(tracker)
+    (trial,) = started(log, "a")
+    kept = checkpointed(log, trial, 1)
+
+    log.close(interrupted=True)
+    assert kept.exists()
+    log.close(interrupted=False)
+    assert not kept.exists()
 
 
 def test_a_trial_whose_process_died_before_it_began_fails_with_the_cause_and_ends_no_sweep(
     tracker: MovingTracker, sweep: Sweep, uri: str, tmp_path: Path
 ) -> None:
-    log, unborn = opened(tracker), FakeTrial("unborn", status=Trial.PENDING)
+    log, unborn = opened(tracker), FakeTrial("unborn")
     Path(tmp_path, "error.txt").write_text("Failure # 1\nTraceback ...\nThe actor died unexpectedly\n")
     unborn.error_file = str(tmp_path / "error.txt")
 

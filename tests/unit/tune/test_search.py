@@ -6,6 +6,7 @@ import itertools
 import math
 import os
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +26,19 @@ from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
 from rayapp.runtime import resources
 from rayapp.runtime.resources import check_room, resources_each, resources_held, share_of_node
-from rayapp.tune.driver import _fills_the_machine, _max_epochs
-from rayapp.tune.search import SCORE, TIME_ATTR, domain, param_space, scheduler, searcher
-from rayapp.tune.trial import score_of
+from rayapp.tune.driver import _max_epochs
+from rayapp.tune.record import TrialRow
+from rayapp.tune.search import (
+    CHECKPOINT,
+    EARLIER,
+    TIME_ATTR,
+    config_keys,
+    last_result,
+    scheduler,
+    searcher,
+    to_ray_domain,
+)
+from rayapp.tune.trial import SCORE, WORST, TrialReport, score_of
 from rayapp.vision.loop import EpochReport
 from rayapp.vision.optim import TrainPlan
 
@@ -40,16 +51,14 @@ def sweep(**content: Any) -> TuneSettings:
     return validate(TuneSettings, content)
 
 
-def begun(settings: TuneSettings, count: int) -> list[dict[str, Any]]:
-    """The values of the first count trials (fewer where the search is over), all of them alike good."""
-    found: Any = searcher(settings, at_once=1)
+def begun(settings: TuneSettings, count: int, rows: Sequence[TrialRow] = ()) -> list[dict[str, Any]]:
+    """The config of the first count trials (fewer where the search is over), all of them alike good."""
+    found: Any = searcher(settings, 1, rows, "/sweeps/a1")
     if isinstance(found, BasicVariantGenerator):
-        samples = 1 if settings.search.algorithm == "grid" else settings.num_trials
-        trials = {"run": _nothing, "config": param_space(settings), "num_samples": samples}
+        left = settings.num_trials - sum(row.state != "running" for row in rows)
+        trials = {"run": _nothing, "config": config_keys(settings), "num_samples": left}
         found.add_configurations({"a sweep": trials})
         return _variants(found, count)
-    aims = (None, None) if settings.search.latency else (SCORE, "max")
-    found.set_search_properties(*aims, param_space(settings))
     suggested = []
     for trial_id in map(str, range(count)):
         suggested.append(found.suggest(trial_id))
@@ -67,6 +76,11 @@ def _variants(generator: BasicVariantGenerator, count: int) -> list[dict[str, An
         found.append(trial.config)
         generator.on_trial_complete(trial.trial_id)
     return found
+
+
+def values(config: dict[str, Any]) -> dict[str, Any]:
+    """A config without what it says of an earlier part of the sweep."""
+    return {name: value for name, value in config.items() if name not in (EARLIER, CHECKPOINT)}
 
 
 # --- the space --------------------------------------------------------------------------------------------------------
@@ -90,12 +104,12 @@ def test_fractions_stay_within_their_bounds_whoever_searches(algorithm: str) -> 
 
 
 def test_a_log_scale_gives_each_order_of_magnitude_alike() -> None:
-    rates = domain(Dimension(log_uniform=(1e-5, 1e-1))).sample(size=4000, random_state=np.random.RandomState(0))
+    rates = to_ray_domain(Dimension(log_uniform=(1e-5, 1e-1))).sample(size=4000, random_state=np.random.RandomState(0))
     orders = Counter(math.floor(math.log10(rate)) for rate in rates)
     assert set(orders) == {-5, -4, -3, -2}
     assert all(850 < count < 1150 for count in orders.values())
 
-    sizes = domain(Dimension(log_integer=(1, 64))).sample(size=4000, random_state=np.random.RandomState(0))
+    sizes = to_ray_domain(Dimension(log_integer=(1, 64))).sample(size=4000, random_state=np.random.RandomState(0))
     assert np.mean(np.asarray(sizes) <= 8) > 0.4  # 0.12 of them on a plain scale
 
 
@@ -152,6 +166,88 @@ def test_searchers_look_for_the_highest_score(algorithm: str, metric: str) -> No
     assert (found.searcher.metric, found.searcher.mode, found.max_concurrent) == (SCORE, "max", 3)
 
 
+# --- after an interruption --------------------------------------------------------------------------------------------
+
+
+def begun_rows(settings: TuneSettings, count: int) -> list[TrialRow]:
+    """The record of a sweep whose first count trials were begun, and all but the last two have ended."""
+    found = [settings.used(values(config)) for config in begun(settings, count)]
+    rows = [TrialRow(f"t{n}", n, drawn, "finished", scores=[0.1 * n]) for n, drawn in enumerate(found, 1)]
+    for row in rows[-2:]:
+        row.state = "running"
+    rows[-1].checkpoint = "t/checkpoint_000003"
+    return rows
+
+
+@pytest.mark.parametrize("algorithm", ["random", "hyperopt", "optuna", "grid"])
+def test_a_resumed_search_begins_with_what_was_cut_off_and_repeats_nothing(algorithm: str) -> None:
+    settings = sweep(
+        space=LISTS if algorithm == "grid" else RATES, search={"algorithm": algorithm}, budget={"trials": 6}
+    )
+    rows = begun_rows(settings, 4)
+
+    found = begun(settings, 4, rows)  # of 6 trials 2 have ended
+
+    assert [config.get(EARLIER) for config in found] == ["t3", "t4", None, None]
+    assert [config.get(CHECKPOINT) or "" for config in found] == ["", "/sweeps/a1/t/checkpoint_000003", "", ""]
+    assert [values(config) for config in found[:2]] == [row.values for row in rows[2:]]
+    all_values = [values(config) for config in found] + [row.values for row in rows[:2]]
+    assert len({tuple(drawn.items()) for drawn in all_values}) == 6
+
+
+def test_a_resumed_random_search_or_grid_has_the_values_of_one_that_was_not_cut_off() -> None:
+    for algorithm, space in (("random", RATES), ("grid", LISTS)):
+        settings = sweep(space=space, search={"algorithm": algorithm}, budget={"trials": 6})
+        rows = begun_rows(settings, 4)
+
+        assert [values(c) for c in begun(settings, 9, rows)[2:]] == [values(c) for c in begun(settings, 9)[4:]]
+
+
+def test_a_resumed_search_learns_from_trials_that_ended() -> None:
+    """Those with a high rate were good: Optuna, which is told, looks there; without them it draws at random."""
+    settings = sweep(
+        space={"optim.lr": {"uniform": [0.0001, 1.0]}}, search={"algorithm": "optuna"}, budget={"trials": 12}
+    )
+    rows = [
+        TrialRow(f"t{n}", n, {"optim.lr": 0.04 * n}, "finished", scores=[1.0 if n > 20 else 0.0]) for n in range(1, 25)
+    ]
+
+    mean = {told: np.mean([config["optim.lr"] for config in begun(settings, 10, rows[:told])]) for told in (0, 24)}
+
+    assert mean[24] > 0.75 > mean[0]
+
+
+def test_a_setting_that_did_not_apply_is_no_obstacle_to_going_on() -> None:
+    momentum = {"uniform": [0.8, 0.99], "when": {"optim.optimizer": "sgd"}}
+    space = {"optim.optimizer": {"choice": ["sgd", "adamw"]}, "optim.momentum": momentum}
+    for algorithm in ("random", "hyperopt", "optuna"):
+        settings = sweep(space=space, search={"algorithm": algorithm})
+        rows = [
+            TrialRow("t1", 1, {"optim.optimizer": "adamw"}, "finished", scores=[0.5]),
+            TrialRow("t2", 2, {"optim.optimizer": "adamw"}),
+        ]
+
+        (config,) = begun(settings, 1, rows)
+
+        assert settings.used(config) == {"optim.optimizer": "adamw"}
+
+
+def test_the_members_of_a_population_go_on_with_the_values_that_they_have_by_now() -> None:
+    settings = sweep(space=RATES, search={"algorithm": "random"}, scheduler={"name": "pbt"}, budget={"trials": 4})
+    changed = {"optim.lr": 0.00012, "optim.momentum": 0.81}
+    rows = [TrialRow("t1", 1, changed), TrialRow("t2", 2, changed, "finished", scores=[0.5])]
+
+    found = begun(settings, 9, rows)
+
+    assert [config[EARLIER] for config in found] == ["t1", None, None]
+    assert values(found[0]) == changed
+
+
+def test_a_trial_that_failed_is_told_as_the_worst() -> None:
+    assert last_result(TrialRow("t", 1, {}, error="the loss is nan", scores=[0.9])) == WORST
+    assert last_result(TrialRow("t", 1, {}, scores=[0.1, 0.4], latency_ms=2.0)) == {SCORE: 0.4, "latency_ms": 2.0}
+
+
 # --- the schedulers ---------------------------------------------------------------------------------------------------
 
 
@@ -171,7 +267,8 @@ def report(epoch: int, val_accuracy: float, metric: str = "val_accuracy") -> dic
         is_best=True,
         is_last=epoch == 9,
     )
-    return asdict(found) | {SCORE: score_of(found, metric)}
+    own = {name: value for name, value in asdict(found).items() if name in TrialReport.__dataclass_fields__}
+    return TrialReport(**own, score=score_of(found, metric), fit_seconds=1.0).as_dict()
 
 
 class Controller:
@@ -298,15 +395,6 @@ def test_the_longest_trial_is_as_long_as_any_may_be() -> None:
     assert longest({"optim.epochs": {"choice": [4, default + 1]}}) == default + 1
     assert longest({"optim.epochs": {"choice": [None, 4]}}) == default
     assert longest({"model.name": names, "optim.epochs": few_of_resnet9}) == default  # not the recipe's: see trial()
-
-
-def test_rays_processes_import_early_only_where_trials_take_most_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-
-    assert _fills_the_machine(sweep(), at_once=32)
-    assert not _fills_the_machine(sweep(), at_once=1)  # of a GPU
-    assert not _fills_the_machine(sweep(then_train=True), at_once=64)
-    assert not _fills_the_machine(sweep(compute={"num_workers": 2}), at_once=32)
 
 
 # --- room -------------------------------------------------------------------------------------------------------------

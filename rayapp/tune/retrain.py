@@ -17,10 +17,10 @@ from rayapp.train.driver import train
 from rayapp.tune.record import Sweep, best_row
 
 
-def train_winner(sweep: Sweep, home: Home, console: Console) -> dict[str, Any]:
-    """The best trial's settings, trained with several seeds; the best of these by validation is registered as the
+def retrain_best(sweep: Sweep, home: Home, console: Console) -> dict[str, Any]:
+    """The best trial's settings trained with several seeds, and the best of these registered and evaluated.
 
-    challenger and, once, evaluated on the test split. What is done already is not done again.
+    By validation it is the best; as the challenger its test split is opened, once. What is done is not done again.
     """
     settings = sweep.settings
     best = best_row(sweep.load_trials()[0], settings.search.metric)
