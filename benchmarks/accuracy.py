@@ -39,7 +39,7 @@ from rayapp.data import datasets
 from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError
 from rayapp.vision.augment import Augment
-from rayapp.vision.loaders import Batch, ResidentBatches
+from rayapp.vision.loaders import Batch, InMemoryLoader
 from rayapp.vision.loop import EpochReport, evaluate, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import Classifier, build_model
@@ -90,7 +90,7 @@ class Clock:
         return float(sum(start.elapsed_time(end) for start, end in self._events)) / 1000
 
 
-class UntimedBatches(ResidentBatches):
+class UntimedBatches(InMemoryLoader):
     """Validation batches that stop the clock of training while they are taken."""
 
     clock: Clock
@@ -144,7 +144,7 @@ class Trainer:
         """Accuracy (0-1) of today's weights on the test images."""
         images = self.dataset.test
         rows_n = np.arange(len(images.labels_n))
-        batches = ResidentBatches(images, rows_n, batch_size=VALIDATION_BATCH, device=self.device)
+        batches = InMemoryLoader(images, rows_n, batch_size=VALIDATION_BATCH, device=self.device)
         return evaluate(self._state(self.plan), batches).accuracy
 
     def _fit(self, rows_n: NDArray[np.int64], clock: Clock, *, seed: int, epochs: int) -> Iterator[EpochReport]:
@@ -153,7 +153,7 @@ class Trainer:
             self.settings.augment, height_px=info.height_px, flip=info.flip, num_classes=info.num_classes
         )
         where: dict[str, Any] = {"device": self.device, "seed": seed}
-        train = ResidentBatches(self.images, rows_n, batch_size=self.plan.batch_size, augment=augment, **where)
+        train = InMemoryLoader(self.images, rows_n, batch_size=self.plan.batch_size, augment=augment, **where)
         validation = UntimedBatches(self.images, self.validation_n, batch_size=VALIDATION_BATCH, **where)
         validation.clock = clock
         state = self._state(replace(self.plan, epochs=epochs))

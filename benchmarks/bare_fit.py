@@ -23,7 +23,7 @@ from rayapp.config.parse import load
 from rayapp.data import datasets
 from rayapp.data.preprocess import Images
 from rayapp.vision.augment import Augment
-from rayapp.vision.loaders import ResidentBatches, Shard
+from rayapp.vision.loaders import InMemoryLoader, Shard
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import build_model
@@ -72,15 +72,15 @@ def _prepare(settings: TrainSettings) -> None:
 
 def _batches(
     settings: TrainSettings, shard: Shard, device: torch.device
-) -> tuple[ResidentBatches, ResidentBatches, datasets.DatasetInfo, TrainPlan]:
+) -> tuple[InMemoryLoader, InMemoryLoader, datasets.DatasetInfo, TrainPlan]:
     dataset = datasets.load(settings.data, Home.from_env().data)
     assert isinstance(dataset.train, Images)  # nothing is streamed here
     split, info = dataset.split(settings.data), dataset.info
-    plan = TrainPlan.of(settings.optim, len(split.train_indices), shard.world)
+    plan = TrainPlan.of(settings.optim, len(split.train_indices), shard.world_size)
     augment = Augment.from_config(
         settings.augment, height_px=info.height_px, flip=info.flip, num_classes=info.num_classes
     )
-    train = ResidentBatches(
+    train = InMemoryLoader(
         dataset.train,
         split.train_indices,
         batch_size=plan.batch_size,
@@ -89,14 +89,14 @@ def _batches(
         shard=shard,
         seed=settings.seed,
     )
-    validation = ResidentBatches(
+    validation = InMemoryLoader(
         dataset.train, split.validation_indices, batch_size=VALIDATION_BATCH, device=device, shard=shard
     )
     return train, validation, info, plan
 
 
 def _distribute(shard: Shard) -> Callable[[nn.Module], nn.Module] | None:
-    if shard.world == 1:
+    if shard.world_size == 1:
         return None
     return lambda model: DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 

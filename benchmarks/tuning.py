@@ -253,7 +253,7 @@ def parser() -> frame.Parser:
     parser.add_argument("--batch-size", type=count, default=128, help="images a trial takes at once [128]")
     parser.add_argument("--model", default="mobilenet_v3_small", help="architecture [mobilenet_v3_small]")
     cores = os.cpu_count() or 1
-    parser.add_argument("--at-once", type=count, default=cores, help="trials that run at once [one a core]")
+    parser.add_argument("--at-once", type=count, default=cores, help="trials that run at once [one per core]")
     return parser
 
 

@@ -26,13 +26,13 @@ from rayapp.doctor import examine
 from rayapp.errors import ConfigError, RayAppError
 from rayapp.predict import ask_server, predict_bytes
 from rayapp.proxies import http_client
-from rayapp.registry.evaluation import evaluate
+from rayapp.registry.evaluation import evaluate_version
 from rayapp.registry.models import Registry
 from rayapp.registry.promotion import promote
 from rayapp.runtime.start import ray_cluster
 from rayapp.serve.app import start, stop
 from rayapp.terminal import in_home, program
-from rayapp.train.driver import Trained, train
+from rayapp.train.driver import TrainResult, train
 from rayapp.vision.predictor import Predictor
 
 FOLDER = ".rayapp-demo"
@@ -106,7 +106,7 @@ class Demo:
         return f"{len(checks)} checks, {warned} warnings"
 
     def train(self, epochs: int | None) -> str:
-        result: Trained = train(
+        result: TrainResult = train(
             TrainSettings(
                 data=DataConfig(dataset=self.settings.dataset, path=self.settings.path),
                 optim=OptimConfig(epochs=epochs),
@@ -119,7 +119,7 @@ class Demo:
         return f"version {version}: validation accuracy {result.best.val_accuracy:.4f}, {len(result.epochs)} epochs"
 
     def evaluate(self) -> str:
-        evaluation = evaluate(EvaluateSettings(), self.home)
+        evaluation = evaluate_version(EvaluateSettings(), self.home)
         accuracy, n = evaluation.report.scores.accuracy, evaluation.report.scores.num_images
         return f"test accuracy {accuracy.value:.4f} ({accuracy.low:.4f} to {accuracy.high:.4f}, n = {n:,})"
 

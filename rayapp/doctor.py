@@ -260,7 +260,7 @@ def _mlflow(tracking_uri: str) -> Check:
     version = _version("mlflow")
     if version is None:
         return Check("mlflow", "fail", "mlflow is not installed", INSTALL)
-    shown = f"{version}; {_without_password(tracking_uri)}"
+    shown = f"{version}; {_without_user_info(tracking_uri)}"
     scheme, _, rest = tracking_uri.partition("://")
     if scheme == "sqlite":
         folder = _existing(Path(f"/{rest.lstrip('/')}").parent)
@@ -301,7 +301,7 @@ def _no_http_answer(url: str) -> str:
     return "" if answer.is_success or answer.status_code in (401, 403) else f"it answers {answer.status_code}"
 
 
-def _without_password(uri: str) -> str:
+def _without_user_info(uri: str) -> str:
     parts = urlsplit(uri)
     if not parts.password:
         return uri

@@ -68,7 +68,7 @@ def git_sha() -> str:
     return sha.stdout.strip()
 
 
-def flat(settings: Recipe) -> dict[str, str]:
+def flatten(settings: Recipe) -> dict[str, str]:
     """The settings as MLflow parameters: "section.field" -> text."""
     out: dict[str, str] = {}
     for section, value in settings.model_dump(mode="json", by_alias=True).items():

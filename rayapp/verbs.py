@@ -36,7 +36,7 @@ def train(settings: TrainSettings, home: Home) -> Json:
     from rayapp.train.driver import dry_run
     from rayapp.train.driver import train as run
 
-    return dry_run(settings, home) if settings.dry_run else run(settings, home, _console()).as_json()
+    return dry_run(settings, home) if settings.dry_run else run(settings, home, _console()).to_dict()
 
 
 def tune(settings: TuneSettings, home: Home) -> Json:
@@ -47,16 +47,16 @@ def tune(settings: TuneSettings, home: Home) -> Json:
     if settings.results:
         tuned = tuning.results(home, settings.results)
         show(tuned, _console(wide=True))
-        return tuned.as_json()
+        return tuned.to_dict()
     if settings.clean:
         _ask(f"remove sweep '{settings.clean}' with its checkpoints?", yes=settings.yes)
         return {"removed": tuning.clean(home, settings.clean)}
-    return tuning.tune(settings, home, _console(wide=True)).as_json()
+    return tuning.tune(settings, home, _console(wide=True)).to_dict()
 
 
 def evaluate(settings: EvaluateSettings, home: Home) -> Json:
     """The report's main figures; the classes are shown as a table."""
-    from rayapp.registry.evaluation import evaluate as run
+    from rayapp.registry.evaluation import evaluate_version as run
 
     evaluation = run(settings, home)
     scores = evaluation.report.scores
@@ -68,7 +68,7 @@ def evaluate(settings: EvaluateSettings, home: Home) -> Json:
         f" report and plots in {evaluation.folder}",
     )  # fmt: skip
     console.print(line, highlight=False, soft_wrap=True)
-    return evaluation.as_json()
+    return evaluation.to_dict()
 
 
 def _classes_table(scores: Any) -> Table:
@@ -162,7 +162,7 @@ def batch_predict(settings: BatchPredictSettings, home: Home) -> Json:
     """What was predicted, and where it lies."""
     from rayapp.batch.driver import batch_predict as run
 
-    return run(settings, home, _console()).as_json()
+    return run(settings, home, _console()).to_dict()
 
 
 def serve(settings: ServeSettings, home: Home) -> None:
@@ -219,5 +219,5 @@ def _shown_promotion(promotion: Any) -> Json:
     console.print(Text.assemble(f"{promotion.verdict}: champion is version ", version, before), highlight=False)
     for reason in promotion.reasons:
         console.print(_plain(f"  {reason}"), highlight=False, soft_wrap=True)
-    result: Json = promotion.as_json()
+    result: Json = promotion.to_dict()
     return result

@@ -79,7 +79,7 @@ class Lines(Callback):
 def main() -> None:
     """Train in so many processes."""
     parser = plain.command_line()
-    parser.add_argument("--processes", type=int, default=1, help="training processes (DDP), one a GPU")
+    parser.add_argument("--processes", type=int, default=1, help="training processes (DDP), one per GPU")
     options = parser.parse_args()
     torch.set_float32_matmul_precision("high")
     lightning.seed_everything(options.seed, verbose=False)

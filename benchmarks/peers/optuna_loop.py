@@ -34,7 +34,7 @@ from rayapp.data import datasets
 from rayapp.data.preprocess import Images
 from rayapp.errors import TrainingError
 from rayapp.vision.augment import Augment
-from rayapp.vision.loaders import ResidentBatches
+from rayapp.vision.loaders import InMemoryLoader
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import build_model
@@ -93,10 +93,10 @@ def objective(process: Process, trial: Trial) -> float:
     return accuracy
 
 
-def _batches(process: Process, plan: TrainPlan) -> tuple[ResidentBatches, ResidentBatches]:
+def _batches(process: Process, plan: TrainPlan) -> tuple[InMemoryLoader, InMemoryLoader]:
     images, split, info = process.dataset.train, process.dataset.split(process.data), process.dataset.info
     assert isinstance(images, Images)  # nothing is streamed here
-    train = ResidentBatches(
+    train = InMemoryLoader(
         images,
         split.train_indices,
         batch_size=plan.batch_size,
@@ -107,7 +107,7 @@ def _batches(process: Process, plan: TrainPlan) -> tuple[ResidentBatches, Reside
         seed=process.options.seed,
     )
     device = torch.device("cpu")
-    return train, ResidentBatches(images, split.validation_indices, batch_size=VALIDATION_BATCH, device=device)
+    return train, InMemoryLoader(images, split.validation_indices, batch_size=VALIDATION_BATCH, device=device)
 
 
 # --- processes --------------------------------------------------------------------------------------------------------

@@ -18,11 +18,11 @@ from rayapp.batch.output import PART_IMAGES, Count, Output
 from rayapp.batch.pipeline import SCHEMA, Pipeline
 from rayapp.config.commands import BatchPredictSettings
 from rayapp.config.env import Home
-from rayapp.data.chunks import Part
+from rayapp.data.chunks import SplitSource
 from rayapp.data.unlabelled import Unlabelled, unlabelled
 from rayapp.errors import ConfigError
 from rayapp.registry.models import ModelVersion, Registry
-from rayapp.runtime.progress import Board, clock, say, shown
+from rayapp.runtime.progress import ProgressActor, format_duration, live_progress, print_line
 from rayapp.runtime.start import ray_cluster
 from rayapp.vision.bundle import GRAPH, WEIGHTS, Bundle
 
@@ -47,7 +47,7 @@ class BatchPrediction:
     device: str
     num_workers: int
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields that scripts rely on."""
         return asdict(self)
 
@@ -77,11 +77,11 @@ def batch_predict(settings: BatchPredictSettings, home: Home, console: Console |
             batch_size=settings.batch_size,
         )
         try:
-            result = _Run(pipeline, images, bundle, version, output).predict(console, started)
+            result = _BatchRun(pipeline, images, bundle, version, output).predict(console, started)
         except KeyboardInterrupt:
-            say(console, "stopped; what is predicted is kept, the same command goes on from there")
+            print_line(console, "stopped; what is predicted is kept, the same command goes on from there")
             raise
-    say(
+    print_line(
         console,
         f"{result.images:,} images ({result.failed:,} failed, {result.resumed:,} from an earlier run) predicted with"
         f" {result.model_uri} in {result.seconds:.1f} s, {result.images_per_s:,.0f} images/s: {result.output}",
@@ -90,7 +90,7 @@ def batch_predict(settings: BatchPredictSettings, home: Home, console: Console |
 
 
 @dataclass(frozen=True)
-class _Run:
+class _BatchRun:
     pipeline: Pipeline
     images: Unlabelled
     bundle: Bundle
@@ -104,7 +104,9 @@ class _Run:
         resumed = sum(done.values(), Count())
         pending = [number for number in range(len(sizes)) if number not in done]
         if resumed.images:
-            say(console, f"going on: {resumed.images:,} of {sum(sizes):,} images were predicted by an earlier run")
+            print_line(
+                console, f"going on: {resumed.images:,} of {sum(sizes):,} images were predicted by an earlier run"
+            )
         predicting = time.monotonic()
         count = self._predict(pending, sizes, resumed, console) if pending else Count()
         predicted_s = time.monotonic() - predicting
@@ -123,17 +125,17 @@ class _Run:
             device=self.pipeline.device,
             num_workers=self.pipeline.num_workers,
         )
-        self.output.commit(result.as_json() | {"class_names": self.bundle.manifest.class_names})
+        self.output.commit(result.to_dict() | {"class_names": self.bundle.manifest.class_names})
         return result
 
     def _predict(self, pending: Sequence[int], sizes: Sequence[int], before: Count, console: Console) -> Count:
         """Predict and write these parts."""
         chunks = _rows_of(self.images.part, pending).chunks
-        board, line = Board(), _Line(before, sum(sizes))
+        board, line = ProgressActor(), _ProgressLine(before, sum(sizes))
         label = self.version.run_id if self.version.version is None else str(self.version.version)
         before_first = f"predicting {sum(sizes):,} images on {self.pipeline.num_workers} workers"
         predicted = self.pipeline.tables(chunks, self.bundle, model_version=label)
-        with shown(board, console, before_first), closing(predicted):
+        with live_progress(board, console, before_first), closing(predicted):
             parts = _cut(line.watched(predicted, board), [sizes[number] for number in pending])
             count = sum((self.output.write(*part) for part in zip(pending, parts, strict=True)), Count())
         if line.problems:
@@ -155,14 +157,14 @@ class _Run:
         }
 
 
-class _Line:
+class _ProgressLine:
     """The progress line, and the first images that could not be decoded."""
 
     def __init__(self, before: Count, total: int) -> None:
         self.problems: list[str] = []
         self._before, self._total = before, total
 
-    def watched(self, tables: Iterator[pa.Table], board: Board) -> Iterator[pa.Table]:
+    def watched(self, tables: Iterator[pa.Table], board: ProgressActor) -> Iterator[pa.Table]:
         """The same tables, seen as they come."""
         count, first = Count(), 0
         for table in tables:
@@ -178,7 +180,7 @@ class _Line:
         text = f"{count.images / self._total:4.0%}  {count.images:,} of {self._total:,} images  {count.failed:,} failed"
         if not rate:
             return text
-        return f"{text}  {rate:,.0f} images/s  {clock((self._total - count.images) / rate)} left"
+        return f"{text}  {rate:,.0f} images/s  {format_duration((self._total - count.images) / rate)} left"
 
     def _note(self, table: pa.Table) -> None:
         bad = table.filter(table["error"].is_valid()).slice(0, NUM_NAMED - len(self.problems))
@@ -197,7 +199,7 @@ def _part_sizes(num_images: int) -> list[int]:
     return [min(PART_IMAGES, num_images - at) for at in range(0, num_images, PART_IMAGES)]
 
 
-def _rows_of(part: Part, numbers: Sequence[int]) -> Part:
+def _rows_of(part: SplitSource, numbers: Sequence[int]) -> SplitSource:
     """The images of these parts of the output."""
     of_part_n = np.arange(len(part.labels_n)) // PART_IMAGES
     return part.subset(np.flatnonzero(np.isin(of_part_n, numbers)))

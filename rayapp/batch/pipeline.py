@@ -1,7 +1,7 @@
 """The pipeline of batch prediction: images go in, rows of predictions come out in the same order (Ray Data).
 
-    CPU, Apple GPU   actors, one a core: read, decode, predict
-    NVIDIA GPU       tasks on free CPUs: read, decode ──> actors, one a GPU: predict
+    CPU, Apple GPU   actors, one per core: read, decode, predict
+    NVIDIA GPU       tasks on free CPUs: read, decode ──> actors, one per GPU: predict
 
 Memory: an actor holds its model and one batch of images, decoded, and their files as they are read. Between tasks and
 GPUs images lie in Ray's object store, of which those that wait take a quarter; predictions are small.
@@ -29,8 +29,8 @@ from rayapp.config.batch import PredictorsConfig
 from rayapp.data.chunks import Chunk, in_groups
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError
-from rayapp.runtime.decode import data_errors, decode_rows, image_bytes, read_patiently
-from rayapp.runtime.resources import device_of
+from rayapp.runtime.decode import data_errors, decode_rows, image_bytes, retry_reads
+from rayapp.runtime.resources import worker_device
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle
 from rayapp.vision.predictor import Predictor
 
@@ -65,7 +65,7 @@ class Pipeline:
     @classmethod
     def create(cls, config: PredictorsConfig, spec: PreprocessSpec, *, num_images: int, batch_size: int) -> Self:
         """For so many images. Raises ConfigError where the cluster has no room for it."""
-        device = device_of(config.device)
+        device = worker_device(config.device)
         there = ray.cluster_resources()
         num_workers = _num_workers(config.num_workers, device, there)
         num_workers = min(num_workers, -(-num_images // batch_size))
@@ -111,7 +111,7 @@ class Pipeline:
         dataset.context.execution_options = ExecutionOptions(preserve_order=True)
         if self.num_decoders:
             dataset.context.target_max_block_size = self.batch_size * image_bytes(bundle.manifest.preprocess)
-        read_patiently(dataset.context)
+        retry_reads(dataset.context)
         with data_errors():
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
 

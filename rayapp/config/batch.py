@@ -25,6 +25,6 @@ class PredictorsConfig(Section):
     """Processes that predict, and their device."""
 
     num_workers: int | None = Field(
-        None, ge=1, description="Processes, one a GPU or one a CPU core [default: as many as the cluster has]."
+        None, ge=1, description="Processes, one per GPU or one per CPU core [default: as many as the cluster has]."
     )
     device: Device = Field("auto", description="auto takes cuda, then mps, then cpu.")

@@ -211,7 +211,7 @@ class ServeSettings(Settings):
 
 
 class DemoSettings(Settings):
-    """Take a model through its whole life on this machine, in a home of its own, and say PASS or FAIL a step."""
+    """Take a model through its whole life on this machine, in a home of its own, and say PASS or FAIL per step."""
 
     dataset: DatasetName = Field("digits", description="Data set.")
     path: str | None = Field(None, description="Folder of a 'folder' or 'parquet' data set.")

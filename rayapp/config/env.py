@@ -25,12 +25,12 @@ class Home(Section):
 
     @property
     def runs(self) -> Path:
-        """Checkpoints and bundles, a folder a run."""
+        """Checkpoints and bundles, one folder per run."""
         return self.folder / "runs"
 
     @property
     def sweeps(self) -> Path:
-        """Rows and state of sweeps, a folder a sweep."""
+        """Rows and state of sweeps, one folder per sweep."""
         return self.folder / "sweeps"
 
     @property
@@ -45,7 +45,7 @@ class Home(Section):
 
     @property
     def bundles(self) -> Path:
-        """Bundles downloaded from the registry, a folder a digest."""
+        """Bundles downloaded from the registry, one folder per digest."""
         return self.folder / "bundles"
 
     @classmethod

@@ -25,7 +25,7 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message}; see {self.prog} --help")
 
     def format_help(self) -> str:
-        """The help page: a short usage line, and one default an option (pydantic-settings adds a second one)."""
+        """The help page: a short usage line, and one default per option (pydantic-settings adds a second one)."""
         metavars = {"bool": "true|false", "int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}
         for action in self._actions:
             text, has_default, default = (action.help or "").removesuffix(")").partition(" (default: ")
@@ -79,7 +79,7 @@ def load(settings_class: type[S], argv: Sequence[str], *, prog: str) -> S:
 
 
 def validate(settings_class: type[S], values: dict[str, Any]) -> S:
-    """The settings in values (as YAML holds them). Raises ConfigError with one sentence a fault."""
+    """The settings in values (as YAML holds them). Raises ConfigError with one sentence per fault."""
     try:
         return settings_class(**values)
     except ValidationError as error:

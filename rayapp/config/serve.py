@@ -66,7 +66,8 @@ class ServeArgs(Section):
     max_images: int = Field(1000, ge=1, le=1000, description="Most images in one predict_batch; beyond it 413.")
     api_keys: Path | None = Field(
         None,
-        description="File of SHA-256 digests of API keys, one a line; requests then need 'Authorization: Bearer KEY'.",
+        description="File of SHA-256 digests of API keys, one per line; requests then need"
+        " 'Authorization: Bearer KEY'.",
     )
     access_log: bool = Field(False, description="Log each POST request as a line of JSON, on stderr of the replica.")
     shadow: ShadowConfig = ShadowConfig()

@@ -236,7 +236,7 @@ class ComputeConfig(Section):
 
     num_workers: Annotated[str, BeforeValidator(str)] = Field(
         "1",
-        description="Training processes (DDP); one a GPU, or one a CPU core. A range as 1..4 starts with as many as"
+        description="Training processes (DDP); one per GPU, or one per CPU core. A range as 1..4 starts with as many as"
         " there is room for and follows the cluster.",
     )
     device: Device = Field("auto", description="auto takes cuda, then mps, then cpu.")

@@ -27,8 +27,8 @@ from numpy.lib import format as npy
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 
-from rayapp.data.chunks import Chunk, Int64Array, Item, Part
-from rayapp.data.files import NUM_READERS, Progress, writing
+from rayapp.data.chunks import Chunk, Int64Array, Sample, SplitSource
+from rayapp.data.files import NUM_READERS, Progress, write_errors
 from rayapp.data.preprocess import PreprocessSpec, UInt8Array, open_image
 from rayapp.data.sources import digest_of
 from rayapp.errors import DataError, ImageError
@@ -47,7 +47,7 @@ Channels = tuple[float, float, float]
 OnError = Literal["skip", "fail"]
 
 
-class About(BaseModel):
+class DatasetStats(BaseModel):
     """What decoding found out. mean, std: units of 0-1. corrupt: the first of num_corrupt images, with the reason."""
 
     height_px: int
@@ -66,12 +66,12 @@ class Decoded(NamedTuple):
 
     images_nhwc: UInt8Array
     labels_n: Int64Array
-    about: About
+    about: DatasetStats
 
 
 def open_decoded(
     name: str,
-    part: Callable[[], Part],
+    part: Callable[[], SplitSource],
     *,
     image_px: int | PreprocessSpec | None,
     cache: Path,
@@ -86,11 +86,11 @@ def open_decoded(
     key = digest_of([VERSION, digest, spec and spec.model_dump()]).removeprefix("sha256:")
     place = cache / f"{name}-{key[:16]}"
     if not place.exists():
-        with writing(cache), FileLock(f"{place}.lock"):
+        with write_errors(cache), FileLock(f"{place}.lock"):
             if not place.exists():
                 _fill(place, part(), spec)
     try:
-        about = About.model_validate_json((place / "about.json").read_bytes())
+        about = DatasetStats.model_validate_json((place / "about.json").read_bytes())
         decoded = Decoded(np.load(place / "images.npy", mmap_mode="r"), np.load(place / "labels.npy"), about)
     except (OSError, ValueError, ValidationError) as error:
         raise DataError(f"{place} is damaged ({error}); delete it, and it is made anew") from error
@@ -98,7 +98,7 @@ def open_decoded(
     return decoded
 
 
-def _judge(about: About, name: str, on_error: OnError) -> None:
+def _judge(about: DatasetStats, name: str, on_error: OnError) -> None:
     """Name the corrupt images: raise DataError, or say that they were left out."""
     if not about.num_corrupt:
         return
@@ -109,7 +109,7 @@ def _judge(about: About, name: str, on_error: OnError) -> None:
     logger.warning("%s and were left out: %s", message, names)
 
 
-def _fill(place: Path, part: Part, spec: PreprocessSpec | None) -> None:
+def _fill(place: Path, part: SplitSource, spec: PreprocessSpec | None) -> None:
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=place.parent) as scratch:
         target = Path(scratch) / "decoded"
         target.mkdir()
@@ -121,24 +121,24 @@ def _fill(place: Path, part: Part, spec: PreprocessSpec | None) -> None:
 # --- streams ----------------------------------------------------------------------------------------------------------
 
 
-class Run(NamedTuple):
+class DecodedBatch(NamedTuple):
     """Images that follow one another. problems: name and reason where one is corrupt and black, "" where it is not."""
 
     images_nhwc: UInt8Array
     labels_n: Int64Array
     problems: list[str]
 
-    def cut(self, num_images: int) -> tuple[Run, Run | None]:
+    def cut(self, num_images: int) -> tuple[DecodedBatch, DecodedBatch | None]:
         """The first num_images, and the others if there are any."""
         if len(self.labels_n) <= num_images:
             return self, None
         return self._slice(slice(num_images)), self._slice(slice(num_images, None))
 
-    def _slice(self, rows: slice) -> Run:
-        return Run(self.images_nhwc[rows], self.labels_n[rows], self.problems[rows])
+    def _slice(self, rows: slice) -> DecodedBatch:
+        return DecodedBatch(self.images_nhwc[rows], self.labels_n[rows], self.problems[rows])
 
 
-def decode_chunks(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int) -> Iterator[Run]:
+def decode_chunks(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int) -> Iterator[DecodedBatch]:
     """The images of chunks in order, at_once in a run, the last run shorter. Raises DataError where a file is gone."""
     items = read_ahead(chunks)
     labels_n = np.concatenate([chunk.labels_n for chunk in chunks])
@@ -147,10 +147,10 @@ def decode_chunks(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int
         pictures = [decode_one(spec, item) for item in islice(items, at_once)]
         images = [black_hwc if picture.pixels_hwc is None else picture.pixels_hwc for picture in pictures]
         problems = [picture.problem and f"{picture.name} ({picture.problem})" for picture in pictures]
-        yield Run(np.stack(images), labels_n[at : at + at_once], problems)
+        yield DecodedBatch(np.stack(images), labels_n[at : at + at_once], problems)
 
 
-def read_ahead(chunks: Sequence[Chunk]) -> Iterator[Item]:
+def read_ahead(chunks: Sequence[Chunk]) -> Iterator[Sample]:
     """The images of chunks in order; of scattered ones the next NUM_READERS are already being read."""
     items = chain.from_iterable(chunk.items() for chunk in chunks)
     if not chunks[0].scattered:
@@ -167,7 +167,7 @@ def read_ahead(chunks: Sequence[Chunk]) -> Iterator[Item]:
 # --- decoding ---------------------------------------------------------------------------------------------------------
 
 
-class Picture(NamedTuple):
+class DecodedImage(NamedTuple):
     """An image, or the reason why it is none. size: (width, height) before it was brought to the wanted one."""
 
     name: str
@@ -181,7 +181,7 @@ class _OtherSizeError(Exception):
     """An image has another size than the first one."""
 
 
-def _decode(part: Part, target: Path, spec: PreprocessSpec | None) -> About:
+def _decode(part: SplitSource, target: Path, spec: PreprocessSpec | None) -> DatasetStats:
     """Decode part into target; without a spec in their own size, where all images have one."""
     own = spec or _own_size(part)
     if own:
@@ -193,7 +193,7 @@ def _decode(part: Part, target: Path, spec: PreprocessSpec | None) -> About:
     return _write(part, target, PreprocessSpec(height_px=MIXED_SIZE_PX, width_px=MIXED_SIZE_PX), any_size=True)
 
 
-def _own_size(part: Part) -> PreprocessSpec | None:
+def _own_size(part: SplitSource) -> PreprocessSpec | None:
     """The size of the first image that can be decoded, where that is one to keep."""
     for item in part.items():
         if size := decode_one(None, item).size:
@@ -203,7 +203,7 @@ def _own_size(part: Part) -> PreprocessSpec | None:
     return None
 
 
-def decode_one(spec: PreprocessSpec | None, item: Item) -> Picture:
+def decode_one(spec: PreprocessSpec | None, item: Sample) -> DecodedImage:
     """The image of item, brought to the size of spec. Raises DataError where it cannot be read."""
     name = item.name
     try:
@@ -212,13 +212,13 @@ def decode_one(spec: PreprocessSpec | None, item: Item) -> Picture:
         image = open_image(data) if isinstance(data, bytes) else Image.fromarray(data)
         pixels_hwc = spec.from_image(image) if spec else None
     except ImageError as error:
-        return Picture(name, problem=str(error).split(";")[0])
-    return Picture(name, pixels_hwc, image.size, image.mode in GREY_MODES)
+        return DecodedImage(name, problem=str(error).split(";")[0])
+    return DecodedImage(name, pixels_hwc, image.size, image.mode in GREY_MODES)
 
 
-def _write(part: Part, target: Path, spec: PreprocessSpec, *, any_size: bool) -> About:
+def _write(part: SplitSource, target: Path, spec: PreprocessSpec, *, any_size: bool) -> DatasetStats:
     """Write images.npy and labels.npy. Raises _OtherSizeError where sizes differ and any_size is False."""
-    tally = _Tally()
+    tally = _RunningStats()
     progress = Progress("decoded", "images", len(part.labels_n))
     items = iter(part.items())
     with (target / "images.npy").open("wb") as file, ThreadPoolExecutor(NUM_READERS) as pool:
@@ -244,7 +244,7 @@ def _write_header(file: BinaryIO, num_images: int, spec: PreprocessSpec) -> None
     npy.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
 
 
-class _Tally:
+class _RunningStats:
     """What is counted while images go by. Histograms give mean and std exactly, in one pass."""
 
     def __init__(self) -> None:
@@ -257,13 +257,13 @@ class _Tally:
     def num_good(self) -> int:
         return len(self.good) - len(self.corrupt)
 
-    def add(self, pictures: list[Picture], images_nhwc: UInt8Array) -> None:
+    def add(self, pictures: list[DecodedImage], images_nhwc: UInt8Array) -> None:
         self.good += [not picture.problem for picture in pictures]
         self.corrupt += [f"{picture.name} ({picture.problem})" for picture in pictures if picture.problem]
         self.grey = self.grey and all(picture.grey for picture in pictures)
         self.counts_cv += [np.bincount(images_nhwc[..., c].ravel(), minlength=256) for c in range(3)]
 
-    def about(self, spec: PreprocessSpec) -> About:
+    def about(self, spec: PreprocessSpec) -> DatasetStats:
         if not self.num_good:
             raise DataError(
                 f"none of the {len(self.good)} images can be decoded: {'; '.join(self.corrupt[:NUM_NAMED])}"
@@ -272,7 +272,7 @@ class _Tally:
         share_cv = self.counts_cv / self.counts_cv.sum(axis=1, keepdims=True)
         mean_c = (share_cv * values_v).sum(axis=1)  # not @: equal channels get equal sums
         std_c = np.sqrt((share_cv * (values_v - mean_c[:, None]) ** 2).sum(axis=1))
-        return About(
+        return DatasetStats(
             height_px=spec.height_px,
             width_px=spec.width_px,
             channels=1 if self.grey else 3,

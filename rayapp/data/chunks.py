@@ -17,7 +17,7 @@ Int64Array = NDArray[np.int64]
 UNLABELLED = -1
 
 
-class Item(NamedTuple):
+class Sample(NamedTuple):
     """An image before it is decoded: what to find it by, and what reads its file, or its (H, W[, 3]) array.
 
     path: of the image file, or of the Parquet file that has it in this row.
@@ -42,20 +42,20 @@ class Chunk:
     that are only to be predicted have the label UNLABELLED.
     """
 
-    read: Callable[[], Iterable[Item]]
+    read: Callable[[], Iterable[Sample]]
     rows_n: Int64Array
     labels_n: Int64Array
     scattered: bool = False
 
     @classmethod
-    def whole(cls, read: Callable[[], Iterable[Item]], labels_n: Int64Array, *, scattered: bool = False) -> Chunk:
+    def whole(cls, read: Callable[[], Iterable[Sample]], labels_n: Int64Array, *, scattered: bool = False) -> Chunk:
         """All that read gives."""
         return cls(read, np.arange(len(labels_n)), labels_n, scattered)
 
     def __len__(self) -> int:
         return len(self.rows_n)
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[Sample]:
         """Its images; nothing behind the last of them is read."""
         wanted_n = np.zeros(self.rows_n[-1] + 1, dtype=bool)
         wanted_n[self.rows_n] = True
@@ -67,13 +67,13 @@ class Chunk:
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitSource:
     """The training or the test images of a source in a fixed order; no chunk is empty."""
 
     chunks: tuple[Chunk, ...]
 
     @classmethod
-    def of_arrays(cls, images: UInt8Array, labels: ArrayLike) -> Part:
+    def of_arrays(cls, images: UInt8Array, labels: ArrayLike) -> SplitSource:
         """Images that are in memory."""
         return cls((Chunk.whole(partial(_array_items, images), np.asarray(labels, dtype=np.int64)),))
 
@@ -88,15 +88,15 @@ class Part:
         sizes_m = np.array([len(chunk) for chunk in self.chunks], dtype=np.int64)
         return np.cumsum(sizes_m) - sizes_m
 
-    def items(self) -> Iterator[Item]:
+    def items(self) -> Iterator[Sample]:
         """All images; each call starts anew."""
         return chain.from_iterable(chunk.items() for chunk in self.chunks)
 
-    def subset(self, indices_n: Int64Array) -> Part:
+    def subset(self, indices_n: Int64Array) -> SplitSource:
         """The images at indices_n, which are sorted."""
         own = np.split(indices_n, np.searchsorted(indices_n, self.starts_m[1:]))
         found = zip(self.chunks, own, self.starts_m, strict=True)
-        return Part(tuple(chunk.subset(rows_n - start) for chunk, rows_n, start in found if len(rows_n)))
+        return SplitSource(tuple(chunk.subset(rows_n - start) for chunk, rows_n, start in found if len(rows_n)))
 
 
 def in_groups(chunks: Iterable[Chunk], num_images: int) -> Iterator[list[Chunk]]:
@@ -114,5 +114,5 @@ def in_groups(chunks: Iterable[Chunk], num_images: int) -> Iterator[list[Chunk]]
         yield group
 
 
-def _array_items(images: UInt8Array) -> Iterator[Item]:
-    return (Item(f"image {index}", partial(images.__getitem__, index)) for index in range(len(images)))
+def _array_items(images: UInt8Array) -> Iterator[Sample]:
+    return (Sample(f"image {index}", partial(images.__getitem__, index)) for index in range(len(images)))

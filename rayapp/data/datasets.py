@@ -21,9 +21,9 @@ from pydantic import BaseModel, ConfigDict
 from rayapp.config.base import DatasetName
 from rayapp.config.train import DataConfig
 from rayapp.data.cache import Channels, open_decoded
-from rayapp.data.chunks import Int64Array, Part
+from rayapp.data.chunks import Int64Array, SplitSource
 from rayapp.data.preprocess import Images, PreprocessSpec
-from rayapp.data.sources import Source, digest_of, digits, folder, parquet, stratified
+from rayapp.data.sources import Source, digest_of, digits, folder, parquet, stratified_split
 from rayapp.data.torchvision_sets import torchvision_set
 from rayapp.errors import ConfigError, DataError
 
@@ -103,10 +103,10 @@ class Dataset:
     def __init__(
         self,
         info: DatasetInfo,
-        train: Images | Part,
+        train: Images | SplitSource,
         *,
-        test: Callable[[], Part],
-        decode: Callable[[str, Callable[[], Part]], Images],
+        test: Callable[[], SplitSource],
+        decode: Callable[[str, Callable[[], SplitSource]], Images],
         num_validation: int = 0,
     ) -> None:
         self.info = info
@@ -132,7 +132,7 @@ class Dataset:
             )
         if self.num_validation:
             return self._own_split(config)
-        kept_n, apart_n = stratified(
+        kept_n, apart_n = stratified_split(
             self.train.labels_n,
             names,
             fraction=DEFAULT_FRACTION if config.validation_fraction is None else config.validation_fraction,
@@ -187,7 +187,7 @@ def load(config: DataConfig, data_folder: Path) -> Dataset:
         **seen.about.model_dump(include={"height_px", "width_px", "channels", "mean", "std"}),
     )
 
-    def decode(name: str, part: Callable[[], Part]) -> Images:
+    def decode(name: str, part: Callable[[], SplitSource]) -> Images:
         found = open_part(f"{config.dataset}-{name}", part, image_px=info.preprocess)
         return Images(found.images_nhwc, found.labels_n)
 
@@ -200,7 +200,7 @@ def load(config: DataConfig, data_folder: Path) -> Dataset:
     return Dataset(info, train, test=source.test, decode=decode, num_validation=num_validation)
 
 
-def sample(part: Part) -> Part:
+def sample(part: SplitSource) -> SplitSource:
     """SAMPLE images of part, or all if there are fewer; the same ones each time, some of each of many chunks."""
     rng = np.random.default_rng(SAMPLE_SEED)
     of_a_chunk = max(SAMPLE_OF_A_CHUNK, -(-SAMPLE // len(part.chunks)))

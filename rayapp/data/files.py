@@ -51,7 +51,7 @@ class Reader:
     @contextmanager
     def open_file(self, path: str) -> Iterator[Any]:
         """A file to read from and seek in; what goes wrong while it is open is a DataError that names it."""
-        with reading(f"{self.uri}/{path}"), self._fs.open_input_file(path) as file:
+        with read_errors(f"{self.uri}/{path}"), self._fs.open_input_file(path) as file:
             yield file
 
 
@@ -72,7 +72,7 @@ class Tree(Reader):
                 " give that with --data.path (a folder, or s3://BUCKET/FOLDER)"
             )
         uri = absolute_uri(path)
-        with reading(uri):
+        with read_errors(uri):
             base, root = open_fs(uri)
             tree = fs.SubTreeFileSystem(root, base)
             infos = [
@@ -112,7 +112,7 @@ class Tree(Reader):
         read once, not at each start of each process.
         """
         memo = memo_folder / f"{hashlib.sha256(self.uri.encode()).hexdigest()[:16]}.json"
-        with writing(memo_folder), FileLock(memo.with_suffix(".lock")):
+        with write_errors(memo_folder), FileLock(memo.with_suffix(".lock")):
             known = _read_memo(memo)
             wanted = {path: [*self._stats[path]] for path in paths}
             found = {path: known[path][2] for path, stat in wanted.items() if known.get(path, [])[:2] == stat}
@@ -196,7 +196,7 @@ class Progress:
 
 
 @contextmanager
-def reading(what: str) -> Iterator[None]:
+def read_errors(what: str) -> Iterator[None]:
     """Inside, whatever pyarrow and the file system raise is a DataError that names what is read."""
     try:
         yield
@@ -212,7 +212,7 @@ def reading(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def write_errors(folder: Path) -> Iterator[None]:
     """folder exists; inside, what the file system raises is a DataError that names it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ class PreprocessSpec(BaseModel):
         """The image in data as (height_px, width_px, 3) uint8, RGB.
 
         Any Pillow mode is converted to RGB, the first frame of an animation is taken, EXIF orientation is ignored and
-        the aspect ratio is not kept: what the replaced service did for RGB images (contract, sections 1.3 and 2.3).
+        the aspect ratio is not kept: what the replaced service did for RGB images (docs/contract.md, 1.3 and 2.3).
         Raises ImageError where data is no image, is cut short, or holds more than max_pixels.
         """
         return self.from_image(peek_image(data, max_pixels=max_pixels))

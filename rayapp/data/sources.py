@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from rayapp.config.train import DataConfig
-from rayapp.data.chunks import Chunk, Int64Array, Item, Part
+from rayapp.data.chunks import Chunk, Int64Array, Sample, SplitSource
 from rayapp.data.files import Reader, Tree, say_passed_over
 from rayapp.data.labels import (
     Classes,
@@ -62,8 +62,8 @@ class Source:
     class_names: tuple[str, ...]
     digest: str
     num_test: int
-    train: Part
-    test: Callable[[], Part]
+    train: SplitSource
+    test: Callable[[], SplitSource]
     flip: bool = True
     image_px: int | None = None
     num_validation: int = 0
@@ -74,7 +74,7 @@ def digest_of(value: object) -> str:
     return "sha256:" + hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def stratified(
+def stratified_split(
     labels_n: Int64Array, class_names: tuple[str, ...], *, fraction: float, seed: int
 ) -> tuple[Int64Array, Int64Array]:
     """Sorted indices of what stays and of what is set apart, each class in the same proportion in both.
@@ -102,9 +102,9 @@ def stratified(
     return np.sort(kept_n).astype(np.int64), np.sort(apart_n).astype(np.int64)
 
 
-def held_out(part: Part, class_names: tuple[str, ...]) -> tuple[Part, Part]:
+def held_out(part: SplitSource, class_names: tuple[str, ...]) -> tuple[SplitSource, SplitSource]:
     """part as training and test images, cut in the same way on every machine."""
-    train_n, test_n = stratified(part.labels_n, class_names, fraction=TEST_FRACTION, seed=TEST_SEED)
+    train_n, test_n = stratified_split(part.labels_n, class_names, fraction=TEST_FRACTION, seed=TEST_SEED)
     return part.subset(train_n), part.subset(test_n)
 
 
@@ -118,7 +118,7 @@ def digits(config: DataConfig, data_folder: Path) -> Source:
     scans = load_digits()
     images_nhw = np.rint(scans.images * (255 / 16)).astype(np.uint8)
     class_names = tuple(str(name) for name in scans.target_names)
-    train, test = held_out(Part.of_arrays(images_nhw, scans.target), class_names)
+    train, test = held_out(SplitSource.of_arrays(images_nhw, scans.target), class_names)
     digest = digest_of([hashlib.sha256(images_nhw.tobytes()).hexdigest(), scans.target.tolist()])
     return Source(class_names, digest, len(test.labels_n), train, lambda: test, flip=False, image_px=32)
 
@@ -145,8 +145,8 @@ def folder(config: DataConfig, data_folder: Path) -> Source:
     suffixes = " ".join(image_suffixes())
     say_passed_over(tree, used, f"images ({suffixes}) in train/CLASS/, validation/CLASS/ and test/CLASS/")
     digest = digest_of(tree.digests(used, data_folder / "digests"))
-    parts = [_folder_part(tree, class_names, images) if images else None for images in (validation, test)]
-    return _source(config, class_names, digest, _folder_part(tree, class_names, train), *parts)
+    parts = [_folder_split(tree, class_names, images) if images else None for images in (validation, test)]
+    return _source(config, class_names, digest, _folder_split(tree, class_names, train), *parts)
 
 
 def _validation(tree: Tree, find: Callable[[Tree, str], F]) -> tuple[str, F | None]:
@@ -160,12 +160,12 @@ def _validation(tree: Tree, find: Callable[[Tree, str], F]) -> tuple[str, F | No
     return next(iter(found.items()), (VALIDATION[0], None))
 
 
-def _folder_part(tree: Tree, class_names: tuple[str, ...], images: dict[str, list[str]]) -> Part:
+def _folder_split(tree: Tree, class_names: tuple[str, ...], images: dict[str, list[str]]) -> SplitSource:
     """The images by class, a chunk FOLDER_FILES of one class."""
     chunks = [
         chunk for label, name in enumerate(class_names) for chunk in file_chunks(tree, images.get(name, []), label)
     ]
-    return Part(tuple(chunks))
+    return SplitSource(tuple(chunks))
 
 
 def file_chunks(tree: Tree, paths: list[str], label: int) -> Iterator[Chunk]:
@@ -176,8 +176,8 @@ def file_chunks(tree: Tree, paths: list[str], label: int) -> Iterator[Chunk]:
         yield Chunk.whole(partial(_file_items, tree.reader, run), labels_n, scattered=tree.is_remote)
 
 
-def _file_items(reader: Reader, paths: list[str]) -> Iterator[Item]:
-    return (Item(f"{reader.uri}/{path}", partial(reader.read, path)) for path in paths)
+def _file_items(reader: Reader, paths: list[str]) -> Iterator[Sample]:
+    return (Sample(f"{reader.uri}/{path}", partial(reader.read, path)) for path in paths)
 
 
 def _class_folders(tree: Tree, name: str) -> dict[str, list[str]]:
@@ -199,9 +199,9 @@ def _source(
     config: DataConfig,
     class_names: tuple[str, ...],
     digest: str,
-    train: Part,
-    validation: Part | None,
-    test: Part | None,
+    train: SplitSource,
+    validation: SplitSource | None,
+    test: SplitSource | None,
 ) -> Source:
     """The source; where test is None, training images are kept as such."""
     if test is None:
@@ -212,7 +212,7 @@ def _source(
         )  # fmt: skip
     found, own = test, 0 if validation is None else len(validation.labels_n)
     if validation is not None:
-        train = Part((*train.chunks, *validation.chunks))
+        train = SplitSource((*train.chunks, *validation.chunks))
         logger.info("%s has %d images for validation: none is taken from training", config.path, own)
     num_test, px = len(found.labels_n), config.image_px
     return Source(class_names, digest, num_test, train, lambda: found, image_px=px, num_validation=own)
@@ -236,9 +236,9 @@ def parquet(config: DataConfig, data_folder: Path) -> Source:
     columns = Columns(config.image_column, config.label_column)
     files = [[read_labels(tree, path, columns) for path in paths] for paths in (train, validation, test)]
     classes = classes_of(files[0])
-    part = _parquet_part(tree, files[0], classes, columns)
+    part = _parquet_split(tree, files[0], classes, columns)
     require_images_of_each(classes, part.labels_n)
-    others = [_parquet_part(tree, found, classes, columns) if found else None for found in files[1:]]
+    others = [_parquet_split(tree, found, classes, columns) if found else None for found in files[1:]]
     digests = tree.digests(used, data_folder / "digests")
     usual = columns == Columns(label="label")
     digest = digest_of(digests if usual else {"files": digests, "columns": columns})
@@ -250,12 +250,12 @@ def _parquet_files(tree: Tree, name: str) -> list[str]:
     return [path for path in tree.files if any(fnmatch(path, pattern) for pattern in patterns)]
 
 
-def _parquet_part(tree: Tree, files: list[LabelledFile], classes: Classes, columns: Columns) -> Part:
+def _parquet_split(tree: Tree, files: list[LabelledFile], classes: Classes, columns: Columns) -> SplitSource:
     """All rows, a chunk a row group. Raises DataError where a label is wrong, or there are no rows."""
     chunks: list[Chunk] = []
     for file in files:
         chunks += row_chunks(tree, file.path, file.metadata, labels_in(classes, file), columns)
-    part = Part(tuple(chunks))
+    part = SplitSource(tuple(chunks))
     if not part.chunks:
         paths = ", ".join(file.path for file in files)
         raise DataError(f"{tree.uri}: {paths} have no rows; put images there, or check --data.path")
@@ -274,7 +274,7 @@ def row_chunks(
         start = end
 
 
-def _row_items(reader: Reader, path: str, column: str, group: int, first: int) -> Iterator[Item]:
+def _row_items(reader: Reader, path: str, column: str, group: int, first: int) -> Iterator[Sample]:
     """The images of a row group, whose first row is number first of its file; they are never all in memory."""
     row = first
     with reader.open_file(path) as file:
@@ -284,7 +284,7 @@ def _row_items(reader: Reader, path: str, column: str, group: int, first: int) -
         ):
             for image in batch.column(0).to_pylist():
                 image = image or {}
-                yield Item(f"{reader.uri}/{path}", partial(_row_bytes, image.get("bytes"), image.get("path")), row)
+                yield Sample(f"{reader.uri}/{path}", partial(_row_bytes, image.get("bytes"), image.get("path")), row)
                 row += 1
 
 

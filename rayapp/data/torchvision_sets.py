@@ -16,7 +16,7 @@ import numpy as np
 from filelock import FileLock
 
 from rayapp.config.train import DataConfig
-from rayapp.data.chunks import Part
+from rayapp.data.chunks import SplitSource
 from rayapp.data.sources import Source, digest_of
 from rayapp.errors import DataError
 
@@ -37,11 +37,11 @@ def torchvision_set(class_name: str, config: DataConfig, data_folder: Path) -> S
     train = _open(kind, root, config.dataset)
     checksums = [archive.md5 for archive in _archives(kind, root)]  # they stand for the bytes
 
-    def test() -> Part:
+    def test() -> SplitSource:
         held = kind(root, train=False)
-        return Part.of_arrays(np.asarray(held.data), held.targets)
+        return SplitSource.of_arrays(np.asarray(held.data), held.targets)
 
-    train_part = Part.of_arrays(np.asarray(train.data), train.targets)
+    train_part = SplitSource.of_arrays(np.asarray(train.data), train.targets)
     return Source(tuple(train.classes), digest_of([config.dataset, checksums]), NUM_TEST, train_part, test)
 
 

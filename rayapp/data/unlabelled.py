@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from rayapp.config.base import ImagesKind
 from rayapp.config.batch import ImagesConfig
-from rayapp.data.chunks import UNLABELLED, Chunk, Part
+from rayapp.data.chunks import UNLABELLED, Chunk, SplitSource
 from rayapp.data.files import NUM_READERS, Tree, say_passed_over
 from rayapp.data.labels import Columns, require_bytes, require_columns
 from rayapp.data.preprocess import image_suffixes
@@ -26,7 +26,7 @@ class Unlabelled(NamedTuple):
 
     uri: str
     kind: ImagesKind
-    part: Part
+    part: SplitSource
     digest: str
 
 
@@ -41,7 +41,7 @@ def unlabelled(config: ImagesConfig) -> Unlabelled:
     say_passed_over(tree, paths, f"images ({_suffixes()})" if kind == "folder" else "Parquet files")
     if not chunks:
         raise DataError(f"{tree.uri}: {', '.join(paths[:5])} have no rows; check --data.path")
-    return Unlabelled(tree.uri, kind, Part(chunks), tree.listing_digest(paths))
+    return Unlabelled(tree.uri, kind, SplitSource(chunks), tree.listing_digest(paths))
 
 
 def _suffixes() -> str:

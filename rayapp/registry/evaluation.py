@@ -26,7 +26,7 @@ class Evaluation:
     report: Report
     folder: Path
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields that scripts rely on; accuracies are 0-1."""
         scores, split = self.report.scores, self.report.split
         return {
@@ -43,7 +43,7 @@ class Evaluation:
         }
 
 
-def evaluate(settings: EvaluateSettings, home: Home) -> Evaluation:
+def evaluate_version(settings: EvaluateSettings, home: Home) -> Evaluation:
     """The Evaluation of settings.model on a split of the data set its bundle names.
 
     Opening the test split is recorded on the version. Raises RegistryError, BundleError or DataError.
@@ -66,7 +66,7 @@ def _record(
 ) -> None:
     """Files and table go to the run, figures to the version: never into the run's metrics, where a search by metric
 
-    would select on the test split (FAULTS 23).
+    would select on the test split (docs/faults.md, 23).
     """
     scores, split = report.scores, report.split
     place = f"evaluation/{split}-{bundle.digest[7:19]}"

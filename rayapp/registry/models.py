@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rayapp.config.base import REGISTERED_MODEL
 from rayapp.errors import BundleError, RegistryError
-from rayapp.registry.tracking import connected
+from rayapp.registry.tracking import mlflow_client
 from rayapp.registry.uris import (
     CHALLENGER,
     CHAMPION,
@@ -51,7 +51,7 @@ PUBLIC_PARAMS = re.compile(r"(model|optim|augment|plan)\..+|data\.(dataset|valid
 PUBLIC_TAGS = {"model_architecture", "dataset", "mlflow.runName", "git_sha", "data_digest", "split_digest", DIGEST_TAG}
 PUBLIC_TAGS |= {"val_accuracy", "test_accuracy", "test_accuracy_low", "test_accuracy_high", "test_n"}
 PUBLIC_TAGS |= {"promotion_verdict", "promoted_by", "promoted_at"}
-# The names under which clients of the replaced service know some parameters (contract, section 1.2).
+# The names under which clients of the replaced service know some parameters (docs/contract.md, 1.2).
 OLD_PARAMS = {
     "model_name": "model.name",
     "dataset": "data.dataset",
@@ -73,7 +73,7 @@ class Registry:
     def resolve(self, uri: str) -> ModelVersion:
         """The version that uri means now; uris.py tells the forms of a URI. A stage is answered with a warning."""
         reference = parse(uri)
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             version = resolve(client, reference)
         if version.stage:
             advice = f"'{uri}' names a stage, which MLflow deprecates; use models:/{version.name}@{CHAMPION}"
@@ -85,26 +85,26 @@ class Registry:
 
     def versions(self, name: str = REGISTERED_MODEL) -> list[ModelVersion]:
         """All versions of a model, newest first; none where there is no such model."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             found = list(search(client, f"name='{name}'"))
             aliases = aliases_of(client, name) if found else {}
         return [version_of(v, aliases=aliases) for v in found]
 
     def holder(self, name: str, alias: str) -> ModelVersion | None:
         """The version of a model that has an alias; None where none has it. Raises where there is no such model."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             if alias not in aliases_of(client, name):
                 return None
             return resolve(client, Reference("alias", name, alias))
 
     def set_alias(self, version: ModelVersion, alias: str) -> None:
         """Point an alias at a version."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             _point(client, version.name, alias, _number(version))
 
     def tag(self, version: ModelVersion, tags: Mapping[str, str]) -> None:
         """Write tags to a version; others stay."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             for key, value in tags.items():
                 client.set_model_version_tag(version.name, _number(version), key, value)
 
@@ -121,7 +121,7 @@ class Registry:
         from rayapp.vision.bundle import Bundle
 
         bundle = Bundle.open(folder)
-        with connected(self._uri) as client, tempfile.TemporaryDirectory() as temporary:
+        with mlflow_client(self._uri) as client, tempfile.TemporaryDirectory() as temporary:
             run = client.get_run(run_id)
             model = client.create_logged_model(
                 run.info.experiment_id,
@@ -147,7 +147,7 @@ class Registry:
         name: str = REGISTERED_MODEL,
     ) -> ModelVersion:
         """The new version made of what log_bundle returned, with alias pointing at it."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             _create_model(client, name)
             model = client.get_logged_model(source.removeprefix("models:/"))
             # The location and not source: MLflow 3.17 looks a models:/m-... up at its global tracking URI.
@@ -164,7 +164,7 @@ class Registry:
 
     def register_run(self, run_id: str, *, tags: Mapping[str, str]) -> ModelVersion:
         """The new version made of the bundle that a run has logged, as the challenger."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             model = logged_model(client, run_id, ARTIFACT)
         accuracy = self._run_data(run_id)[1].get("best_val_accuracy")
         known = {} if accuracy is None else {"val_accuracy": f"{accuracy:.6f}"}
@@ -197,14 +197,14 @@ class Registry:
 
     def require_bundle(self, version: ModelVersion) -> None:
         """Returns where the artifacts of a version are a bundle's files. Raises BundleError: no server can load it."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             self._artifacts(client, version)
 
     def _fetch(self, version: ModelVersion, folder: Path) -> None:
         """Download the files of a bundle one by one: for a whole folder MLflow draws a progress bar."""
         from rayapp.registry.mlflow_model import FILES
 
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             store = self._artifacts(client, version)
             for name in FILES:
                 store._download_file(name, str(folder / name))  # type: ignore[no-untyped-call]  # as MLflow has it
@@ -229,7 +229,7 @@ class Registry:
     # --- what the world may know --------------------------------------------------------------------------------------
 
     def metadata(self, version: ModelVersion) -> dict[str, Any]:
-        """The model_metadata of /get_model_info (contract, section 1.2); values that are not finite are None."""
+        """The model_metadata of /get_model_info (docs/contract.md, 1.2); values that are not finite are None."""
         params, metrics, run_tags = self._run_data(version.run_id)
         known = {name: value for name, value in params.items() if PUBLIC_PARAMS.fullmatch(name)}
         old = {name: params[now] for name, now in OLD_PARAMS.items() if now in params}
@@ -253,7 +253,7 @@ class Registry:
     def _run_data(self, run_id: str) -> tuple[dict[str, str], dict[str, float], dict[str, str]]:
         from mlflow.exceptions import MlflowException
 
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             try:
                 data = client.get_run(run_id).data
             except MlflowException as error:

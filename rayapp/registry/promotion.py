@@ -83,7 +83,7 @@ class Promotion:
     previous_version: int | None
     reasons: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields that scripts rely on."""
         return {
             "verdict": self.verdict,

@@ -56,7 +56,7 @@ class PastRun(NamedTuple):
 
 
 @contextmanager
-def connected(tracking_uri: str) -> Iterator[MlflowClient]:
+def mlflow_client(tracking_uri: str) -> Iterator[MlflowClient]:
     """A client for one block. Whatever MLflow raises in the block becomes a RegistryUnavailable, and so does silence.
 
     MLflow itself retries a dead server for minutes, and only environment variables say otherwise: so a server is asked
@@ -87,7 +87,7 @@ class Tracker:
         """The id of a new run of experiment, which is made if need be. Raises RegistryError."""
         from mlflow.entities import Param
 
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             cut_tags = {name: value[:MAX_TAG_CHARS] for name, value in tags.items()}
             run = client.create_run(self._experiment_id(client, experiment), run_name=run_name, tags=cut_tags)
             run_id: str = run.info.run_id
@@ -97,29 +97,29 @@ class Tracker:
 
     def resume_run(self, run_id: str) -> None:
         """Mark a run as running again."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             client.update_run(run_id, status="RUNNING")
 
     def close_run(self, run_id: str, status: Status, tags: Mapping[str, str] | None = None) -> None:
         """Mark a run as ended. tags: that it gets before, beside those it has."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             if tags:
                 client.log_batch(run_id, tags=_tags(tags))
             client.set_terminated(run_id, status)
 
     def delete_run(self, run_id: str) -> None:
         """Move a run to MLflow's trash."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             client.delete_run(run_id)
 
     def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set tags of a run; others stay."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             client.log_batch(run_id, tags=_tags(tags))
 
     def child_run(self, parent_id: str, trial_id: str) -> str | None:
         """The run of a trial of the sweep whose own run is parent_id; None where there is none yet."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             experiment_id = client.get_run(parent_id).info.experiment_id
             mine = f"tags.`mlflow.parentRunId` = '{parent_id}' AND tags.trial_id = {_quoted(trial_id)}"
             found = client.search_runs([experiment_id], mine, max_results=1)
@@ -130,7 +130,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         now_ms = time.time_ns() // 1_000_000
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             client.log_batch(run_id, [Metric(name, value, now_ms, step) for name, value in metrics.items()])
 
     def log_spooled(self, run_id: str, spool: Spool) -> None:
@@ -148,7 +148,7 @@ class Tracker:
             return []
         conditions = ["attributes.status = 'FINISHED'"]
         conditions += [f'tags."{name}" = {_quoted(value)}' for name, value in tags.items()]
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             runs = client.search_runs(
                 [experiment.experiment_id for experiment in client.search_experiments()],
                 " AND ".join(conditions),
@@ -159,17 +159,17 @@ class Tracker:
 
     def log_artifact(self, run_id: str, path: Path, folder: str = "") -> None:
         """Upload one file to a folder of the run's artifacts."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             client.log_artifact(run_id, str(path), folder or None)
 
     def log_artifacts(self, run_id: str, path: Path, folder: str = "") -> None:
         """Upload what lies in path to a folder of the run's artifacts."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             client.log_artifacts(run_id, str(path), folder or None)
 
     def log_table(self, run_id: str, table: Mapping[str, Sequence[object]], file: str) -> None:
         """Write columns as an MLflow table (.json) to the run's artifacts, in place of an earlier one of that name."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             if file in [f.path for f in client.list_artifacts(run_id, posixpath.dirname(file))]:
                 # log_table would append to it
                 rows = list(zip(*table.values(), strict=True))
@@ -261,7 +261,7 @@ def _send_batch(tracking_uri: str, run_id: str, spool: Spool) -> bool:
         return False
     from mlflow.entities import Metric
 
-    with connected(tracking_uri) as client:
+    with mlflow_client(tracking_uri) as client:
         client.log_batch(run_id, metrics=[Metric(r.name, r.value, r.time_ms, r.step) for r in rows])
     spool.mark_sent(end)
     return True

@@ -64,7 +64,9 @@ class Reference(NamedTuple):
 
 
 def resolve(client: MlflowClient, reference: Reference) -> ModelVersion:
-    """The version that is meant now. An alias is looked up once: weights and metadata cannot differ (FAULTS 20)."""
+    """The version that is meant now. An alias is looked up once, so that weights and metadata cannot differ
+    (docs/faults.md, 20).
+    """
     look_up = {"runs": _of_run, "alias": _by_alias, "version": _by_number, "stage": _by_stage}
     return look_up[reference.kind](client, reference)
 

@@ -51,7 +51,7 @@ class NodeUse:
 # --- nodes ------------------------------------------------------------------------------------------------------------
 
 
-def nodes_of(node_ids: Iterable[str], nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
+def count_nodes(node_ids: Iterable[str], nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Kind -> number of the nodes that these ids name, each counted once. nodes: as ray.nodes() returns them.
 
     Ask while the workers run: Ray forgets the resources of a node that is gone, and then its kind is "unknown".
@@ -98,7 +98,7 @@ def cost_usd(uses: Sequence[NodeUse], prices: Mapping[str, float]) -> float | No
 
 
 @dataclass(frozen=True)
-class Rates:
+class ClusterPrice:
     """USD a second, of the whole cluster and of one trial's share of a node; None where a price is not known."""
 
     cluster: float | None
@@ -106,16 +106,16 @@ class Rates:
     kinds: tuple[str, ...]
 
     @classmethod
-    def of(cls, prices: Mapping[str, float], resources: Mapping[str, float]) -> Rates:
+    def of(cls, prices: Mapping[str, float], resources: Mapping[str, float]) -> ClusterPrice:
         """Of the nodes that are there. resources: what a trial takes."""
         nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-        kinds = nodes_of([node["NodeID"] for node in nodes], nodes)
+        kinds = count_nodes([node["NodeID"] for node in nodes], nodes)
         whole = cost_usd([NodeUse(kind, count, 1.0) for kind, count in kinds.items()], prices)
         needed = "GPU" if resources.get("gpu") else "CPU"
         shares = []
         for node in nodes:
             if node["Resources"].get(needed):
-                (kind,) = nodes_of([node["NodeID"]], nodes)
+                (kind,) = count_nodes([node["NodeID"]], nodes)
                 usd = cost_usd([NodeUse(kind, 1, 1.0)], prices)
                 shares.append(None if usd is None else usd * share_of_node(resources, node))
         known = [share for share in shares if share is not None]

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from ray.data import DataContext, ExecutionOptions, ExecutionResources, TaskPoolStrategy
 from ray.exceptions import RayError, RayTaskError
 
-from rayapp.data.cache import Picture, Run, decode_chunks, decode_one, read_ahead
-from rayapp.data.chunks import Chunk, Item, in_groups
+from rayapp.data.cache import DecodedBatch, DecodedImage, decode_chunks, decode_one, read_ahead
+from rayapp.data.chunks import Chunk, Sample, in_groups
 from rayapp.data.files import CANNOT_BE_READ
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import DataError
@@ -59,7 +59,7 @@ class Decoder:
         fitting = memory_bytes // (2 * min(TASK_BYTES, TASK_IMAGES * image_bytes(spec)))
         return cls(spec, memory_bytes, max(1, min(free, fitting, MAX_TASKS)), 1 if free else 0)
 
-    def runs(self, chunks: Sequence[Chunk]) -> Generator[Run]:
+    def runs(self, chunks: Sequence[Chunk]) -> Generator[DecodedBatch]:
         """The images of chunks in order. Raises DataError where a file is gone."""
         tasks = [pickle.dumps(task) for task in in_groups(chunks, self._task_images)]
         dataset = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
@@ -71,7 +71,7 @@ class Decoder:
         self._configure(dataset.context)
         with data_errors():
             for block in dataset.iter_batches(batch_size=None, batch_format="numpy"):
-                yield Run(block["images"], block["labels"], block["problems"].tolist())
+                yield DecodedBatch(block["images"], block["labels"], block["problems"].tolist())
 
     def _configure(self, context: DataContext) -> None:
         """Set the options of one dataset; context is its own."""
@@ -80,7 +80,7 @@ class Decoder:
             resource_limits=ExecutionResources.for_limits(object_store_memory=self.memory_bytes // 2),
         )
         context.target_max_block_size = self._at_once * image_bytes(self.spec)
-        read_patiently(context)
+        retry_reads(context)
         if not self.num_cpus:
             # Ray would put a task that asks for no CPU anywhere, also on a head node that is to be left alone
             context.execution_options.label_selector = {NODE_LABEL: ray.get_runtime_context().get_node_id()}
@@ -100,7 +100,7 @@ class Decoder:
         return max(1, min(self._task_images // BLOCKS_OF_A_TASK, BLOCK_BYTES // image_bytes(self.spec)))
 
 
-def read_patiently(context: DataContext) -> None:
+def retry_reads(context: DataContext) -> None:
     """Set for the dataset that has this context that files which fail are tried again; and that Ray does not chat."""
     context.retried_map_errors, context.max_map_retries = [CANNOT_BE_READ], MAX_RETRIES
     context.enable_progress_bars = context.print_on_execution_start = False
@@ -149,7 +149,7 @@ def decode_rows(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int) 
     items = read_ahead(chunks)
     black_hwc = np.zeros((spec.height_px, spec.width_px, 3), dtype=np.uint8)
     while block := list(islice(items, at_once)):
-        pictures = [_picture(spec, item) for item in block]
+        pictures = [_decoded_image(spec, item) for item in block]
         yield {
             "path": np.array([item.path for item in block], dtype=object),
             "row": np.array([-1 if item.row is None else item.row for item in block], dtype=np.int64),
@@ -158,11 +158,11 @@ def decode_rows(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int) 
         }
 
 
-def _picture(spec: PreprocessSpec, item: Item) -> Picture:
+def _decoded_image(spec: PreprocessSpec, item: Sample) -> DecodedImage:
     """The image of item, or why there is none; but a bucket that fails for all images is no matter of this one."""
     try:
         return decode_one(spec, item)
     except DataError as error:
         if "://" in item.path and CANNOT_BE_READ in str(error):
             raise
-        return Picture(item.name, problem=str(error).split(";")[0])
+        return DecodedImage(item.name, problem=str(error).split(";")[0])

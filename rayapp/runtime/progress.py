@@ -19,7 +19,7 @@ POLL_S = 0.5
 LOG_EVERY_S = 5.0
 
 
-class Board:
+class ProgressActor:
     """Where those who work leave what the driver wants to know; as a Ray actor, so that both may be anywhere."""
 
     def __init__(self) -> None:
@@ -48,10 +48,10 @@ class Board:
         return self._reason
 
 
-AnyBoard: TypeAlias = "Board | ray.actor.ActorHandle[Board]"
+ProgressHandle: TypeAlias = "ProgressActor | ray.actor.ActorHandle[ProgressActor]"
 
 
-class Narrator:
+class ProgressFormatter:
     """Makes the progress line from reports; lives on rank 0."""
 
     def __init__(self, steps_done: int = 0) -> None:
@@ -75,26 +75,26 @@ class Narrator:
 
     def _left(self, step: int, num_steps: int) -> str:
         elapsed = time.monotonic() - self._started
-        return clock(elapsed / max(1, step - self._steps_before) * (num_steps - step))
+        return format_duration(elapsed / max(1, step - self._steps_before) * (num_steps - step))
 
 
-def clock(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Seconds as 3:07 or 1:02:07."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def say(console: Console, text: str | Text) -> None:
+def print_line(console: Console, text: str | Text) -> None:
     """Print a line as it is: not folded, numbers not coloured, and nothing in it read as rich's markup or emoji."""
     console.print(Text(text) if isinstance(text, str) else text, highlight=False, soft_wrap=True)
 
 
 @contextlib.contextmanager
-def shown(board: AnyBoard, console: Console, before_first: str) -> Iterator[None]:
+def live_progress(board: ProgressHandle, console: Console, before_first: str) -> Iterator[None]:
     """The board's line is shown on console while the with block runs; before_first stands there until it has one."""
     stop = threading.Event()
-    show = _live if console.is_terminal else _logged
+    show = _show_live if console.is_terminal else _log_lines
     thread = threading.Thread(target=show, args=(board, console, before_first, stop), daemon=True)
     thread.start()
     try:
@@ -104,23 +104,23 @@ def shown(board: AnyBoard, console: Console, before_first: str) -> Iterator[None
         thread.join(timeout=5)
 
 
-def _live(board: AnyBoard, console: Console, before_first: str, stop: threading.Event) -> None:
+def _show_live(board: ProgressHandle, console: Console, before_first: str, stop: threading.Event) -> None:
     with Live(Text(before_first), console=console, transient=True, refresh_per_second=4) as live:
         for line, _ in _lines(board, console, stop):
             live.update(Text(line or before_first))
 
 
-def _logged(board: AnyBoard, console: Console, before_first: str, stop: threading.Event) -> None:
+def _log_lines(board: ProgressHandle, console: Console, before_first: str, stop: threading.Event) -> None:
     """A line when it is new, not more often than every LOG_EVERY_S, and the last one in any case."""
-    say(console, before_first)
+    print_line(console, before_first)
     last, last_time = "", -LOG_EVERY_S
     for line, ended in _lines(board, console, stop):
         if line and line != last and (ended or time.monotonic() - last_time >= LOG_EVERY_S):
-            say(console, line)
+            print_line(console, line)
             last, last_time = line, time.monotonic()
 
 
-def _lines(board: AnyBoard, console: Console, stop: threading.Event) -> Iterator[tuple[str, bool]]:
+def _lines(board: ProgressHandle, console: Console, stop: threading.Event) -> Iterator[tuple[str, bool]]:
     """The progress line every POLL_S, and whether it is the last; the lines that stay are printed as they come."""
     num_said, ended = 0, False
     while not ended:
@@ -128,12 +128,12 @@ def _lines(board: AnyBoard, console: Console, stop: threading.Event) -> Iterator
         line, said = _read(board, num_said)
         num_said += len(said)
         for text in said:
-            say(console, text)
+            print_line(console, text)
         yield line, ended
 
 
-def _read(board: AnyBoard, num_said: int) -> tuple[str, list[str]]:
-    if isinstance(board, Board):
+def _read(board: ProgressHandle, num_said: int) -> tuple[str, list[str]]:
+    if isinstance(board, ProgressActor):
         return board.read(num_said)
     try:
         news: tuple[str, list[str]] = ray.get(board.read.remote(num_said), timeout=5)  # type: ignore[assignment]  # stub

@@ -27,7 +27,7 @@ def check_resources(settings: TrainSettings) -> str:
     silent wait.
     """
     config, workers = settings.compute, settings.compute.workers
-    kind = device_of(config.device)
+    kind = worker_device(config.device)
     if kind == "mps" and workers.high > 1:
         raise ConfigError(
             f"compute.num_workers is {config.num_workers}, but an Apple GPU takes one; say 1, or --compute.device cpu"
@@ -43,13 +43,13 @@ def check_resources(settings: TrainSettings) -> str:
     return kind
 
 
-def resources_asked(config: ComputeConfig, kind: str) -> dict[str, int]:
+def requested_resources(config: ComputeConfig, kind: str) -> dict[str, int]:
     """What all workers together ask of the cluster, as Ray names it; of a range the highest."""
     cpus = {"CPU": config.workers.high * config.threads_per_worker}
     return cpus | ({"GPU": config.workers.high} if kind == "cuda" else {})
 
 
-def starting(config: ComputeConfig, kind: str) -> str:
+def starting_line(config: ComputeConfig, kind: str) -> str:
     """What stands where the progress line will be until there is one; where other work is in the way, it says so."""
     resource, each = _resource_of_a_worker(config, kind)
     free, there = (int(found.get(resource, 0)) for found in (ray.available_resources(), ray.cluster_resources()))
@@ -71,7 +71,7 @@ def _refuse_for_gpus_only(settings: TrainSettings, kind: str) -> None:
         resolve_precision(settings.optim.precision, torch.device(kind))
 
 
-def device_of(wanted: Device) -> str:
+def worker_device(wanted: Device) -> str:
     """The device kind that a worker will have: on a cluster the driver's node may well be without a GPU."""
     if not ray_address():
         return resolve_device(wanted)

@@ -45,7 +45,7 @@ from rayapp.serve.logs import Logs, log_to_stderr
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.own_cluster import OwnCluster
 from rayapp.serve.replica import Replica
-from rayapp.serve.rollout import Refusal, Serving
+from rayapp.serve.rollout import Refusal, ReplicaStatus
 from rayapp.vision.predictor import resolve_device
 
 APPLICATION = "rayapp-serve"  # not the name in serve_configs/: on a shared cluster that one must not be replaced
@@ -90,9 +90,9 @@ class VisionClassifier:
 
     # --- what the fleet asks every replica ---
 
-    async def look(self, *, resolved: bool, refused: Refusal | None) -> Serving:
+    async def poll(self, *, resolved: bool, refused: Refusal | None) -> ReplicaStatus:
         """See Follower."""
-        return self._follower.look(resolved=resolved, refused=refused)
+        return self._follower.poll(resolved=resolved, refused=refused)
 
     async def prepare(self, version: ModelVersion) -> Refusal | None:
         """See Follower."""

@@ -18,23 +18,22 @@ from typing import Any
 import orjson
 from prometheus_client.core import Metric
 from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.requests import Request as PageRequest
+from starlette.responses import HTMLResponse, PlainTextResponse
+from starlette.responses import Response as PageResponse
 from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan, Receive, Scope, Send
 
 from rayapp.config.serve import ServeArgs
 from rayapp.errors import RequestError
-from rayapp.serve import multipart as forms
-from rayapp.serve import openapi as description
-from rayapp.serve import shadow
+from rayapp.serve import multipart, openapi, shadow
 from rayapp.serve.auth import ApiKeys
 from rayapp.serve.explain import Explanations
 from rayapp.serve.logs import Logs
-from rayapp.serve.messages import PNG, Answer, Call, Room
+from rayapp.serve.messages import PNG, MemoryBudget, Request, Response
 from rayapp.serve.metrics import CONTENT_TYPE, ENDPOINTS, Metrics, render
 from rayapp.serve.multipart import ClientGone
-from rayapp.serve.replica import Predicted, Replica
+from rayapp.serve.replica import Prediction, Replica
 from rayapp.vision.predictor import Float32Array
 
 Json = dict[str, Any]
@@ -50,7 +49,7 @@ MORE_HEADERS = {503: (b"retry-after", b"1"), 401: (b"www-authenticate", b"Bearer
 log = logging.getLogger(__name__)
 
 
-Handler = Callable[[Call], Awaitable[Answer]]
+Handler = Callable[[Request], Awaitable[Response]]
 
 
 # --- the application --------------------------------------------------------------------------------------------------
@@ -74,11 +73,11 @@ def build_app(
     async def own_families() -> Families:
         return {"": metrics.families()}
 
-    endpoints, room = _Endpoints(replica, args), Room(args.max_waiting_bytes)
+    endpoints, room = _Handlers(replica, args), MemoryBudget(args.max_waiting_bytes)
     keys = ApiKeys(args.api_keys) if args.api_keys else None
     copies = shadow.Shadow(replica, args, metrics)
 
-    def answered(call: Call, answer: Answer, seconds: float) -> None:
+    def answered(call: Request, answer: Response, seconds: float) -> None:
         """What there is to do once the client has its answer."""
         if (predicted := answer.predicted) is not None:
             metrics.predicted(predicted.served.label, predicted.served.digest, len(answer.files), predicted.seconds)
@@ -95,7 +94,7 @@ def build_app(
     }
     assert tuple(handlers) == ENDPOINTS
     served = {
-        path: _Endpoint(path, handler, args, metrics, room, keys if path != OPEN else None, answered)
+        path: _AsgiEndpoint(path, handler, args, metrics, room, keys if path != OPEN else None, answered)
         for path, handler in handlers.items()
     }
     pages = _pages(families or own_families, keys, lifespan)
@@ -114,10 +113,10 @@ def _pages(
     """What is no endpoint: the page at /, probes, descriptions, metrics; and 404, 405 and redirects for the rest."""
     page = resources.files("rayapp.serve").joinpath("page.html").read_text(encoding="utf-8")
 
-    async def metrics_page(_: Request) -> Response:
-        return Response(render(await families()), headers={"content-type": CONTENT_TYPE})
+    async def metrics_page(_: PageRequest) -> PageResponse:
+        return PageResponse(render(await families()), headers={"content-type": CONTENT_TYPE})
 
-    async def shadow_page(request: Request) -> Response:
+    async def shadow_page(request: PageRequest) -> PageResponse:
         try:
             if keys:
                 keys.check(request.headers.get("authorization"))
@@ -125,13 +124,13 @@ def _pages(
             return _json_response({"error": str(error)}, error.status)
         return _json_response(shadow.report(await families()))
 
-    async def never(_: Request) -> Response:
+    async def never(_: PageRequest) -> PageResponse:
         raise AssertionError("POST to an endpoint does not come here")
 
     fixed = {
         "/": HTMLResponse(page),
-        "/schema.json": _json_response(description.schema()),
-        "/docs.json": _json_response(description.openapi()),
+        "/schema.json": _json_response(openapi.schema()),
+        "/docs.json": _json_response(openapi.openapi()),
         **{path: PlainTextResponse("\n") for path in ("/livez", "/readyz", "/healthz")},
     }
     return Starlette(
@@ -145,21 +144,21 @@ def _pages(
     )
 
 
-def _always(answer: Response) -> Callable[[Request], Awaitable[Response]]:
-    async def same(_: Request) -> Response:
+def _always(answer: PageResponse) -> Callable[[PageRequest], Awaitable[PageResponse]]:
+    async def same(_: PageRequest) -> PageResponse:
         return answer
 
     return same
 
 
-def _json_response(content: Any, status: int = 200) -> Response:
-    return Response(orjson.dumps(content), status, media_type="application/json")
+def _json_response(content: Any, status: int = 200) -> PageResponse:
+    return PageResponse(orjson.dumps(content), status, media_type="application/json")
 
 
 # --- endpoints --------------------------------------------------------------------------------------------------------
 
 
-class _Endpoints:
+class _Handlers:
     """Each request takes one reference to a served model and uses nothing else of the replica."""
 
     def __init__(self, replica: Replica, args: ServeArgs) -> None:
@@ -167,47 +166,47 @@ class _Endpoints:
         self._args = args
         self._explanations = Explanations(args)
 
-    async def predict_image(self, call: Call) -> Answer:
+    async def predict_image(self, call: Request) -> Response:
         predicted, files = await self._predict(call, "image", most=1)
-        return _answer_of(predicted, files, prediction(predicted.rows[0], predicted.served.class_names))
+        return _response_of(predicted, files, prediction(predicted.rows[0], predicted.served.class_names))
 
-    async def predict_batch(self, call: Call) -> Answer:
+    async def predict_batch(self, call: Request) -> Response:
         predicted, files = await self._predict(call, "images")
-        return _answer_of(
+        return _response_of(
             predicted, files, [prediction(row_k, predicted.served.class_names) for row_k in predicted.rows]
         )
 
-    async def _predict(self, call: Call, field: str, *, most: int | None = None) -> tuple[Predicted, list[bytes]]:
+    async def _predict(self, call: Request, field: str, *, most: int | None = None) -> tuple[Prediction, list[bytes]]:
         self._replica.check_room()  # before a body is read that cannot be answered
         # the body itself is not kept: its files are copies
-        files = forms.files(call.headers, await call.body(self._args.max_body_bytes), field, self._args)[:most]
-        served = self._replica.choose(self._client_key(call, files[0]))
+        files = multipart.files(call.headers, await call.body(self._args.max_body_bytes), field, self._args)[:most]
+        served = self._replica.route(self._client_key(call, files[0]))
         return await self._replica.predict(served, files), files
 
-    def _client_key(self, call: Call, file: bytes) -> bytes:
+    def _client_key(self, call: Request, file: bytes) -> bytes:
         """What tells clients apart for the canary: the header that the settings name, the API key, or the image."""
         name = self._args.canary.key_header.lower().encode()
         return call.headers.get(name) or call.headers.get(b"authorization") or file
 
-    async def get_model_info(self, call: Call) -> Answer:
+    async def get_model_info(self, call: Request) -> Response:
         await call.body(self._args.max_body_bytes)
         served = self._replica.served
-        return Answer(orjson.dumps(served.info()), headers=served.headers)
+        return Response(orjson.dumps(served.info()), headers=served.headers)
 
-    async def health(self, call: Call) -> Answer:
+    async def health(self, call: Request) -> Response:
         await call.body(self._args.max_body_bytes)
-        return Answer(orjson.dumps(HEALTH))
+        return Response(orjson.dumps(HEALTH))
 
-    async def explain(self, call: Call) -> Answer:
+    async def explain(self, call: Request) -> Response:
         body = await call.body(self._args.max_body_bytes)
-        file = forms.files(call.headers, body, "image", self._args)[0]
-        served = self._replica.choose(self._client_key(call, file))  # the one that answered this client
-        png = await self._explanations.explain(served, file, forms.text(call.headers, body, "class"))
-        return Answer(png, media_type=PNG, headers=served.headers)
+        file = multipart.files(call.headers, body, "image", self._args)[0]
+        served = self._replica.route(self._client_key(call, file))  # the one that answered this client
+        png = await self._explanations.explain(served, file, multipart.text(call.headers, body, "class"))
+        return Response(png, media_type=PNG, headers=served.headers)
 
 
-def _answer_of(predicted: Predicted, files: Sequence[bytes], content: Json | list[Json]) -> Answer:
-    return Answer(orjson.dumps(content), headers=predicted.served.headers, predicted=predicted, files=files)
+def _response_of(predicted: Prediction, files: Sequence[bytes], content: Json | list[Json]) -> Response:
+    return Response(orjson.dumps(content), headers=predicted.served.headers, predicted=predicted, files=files)
 
 
 def prediction(row_k: Float32Array, class_names: Sequence[str]) -> Json:
@@ -225,7 +224,7 @@ def prediction(row_k: Float32Array, class_names: Sequence[str]) -> Json:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-class _Endpoint:
+class _AsgiEndpoint:
     """One endpoint as an ASGI application: keys, limits, errors, headers and counts around its handler."""
 
     def __init__(
@@ -234,9 +233,9 @@ class _Endpoint:
         handler: Handler,
         args: ServeArgs,
         metrics: Metrics,
-        room: Room,
+        room: MemoryBudget,
         keys: ApiKeys | None,
-        answered: Callable[[Call, Answer, float], None],
+        answered: Callable[[Request, Response, float], None],
     ) -> None:
         self._path = path
         self._handler = handler
@@ -249,7 +248,7 @@ class _Endpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         began = self._metrics.began(self._path)
         client = scope.get("client")
-        call = Call(self._path, dict(scope["headers"]), receive, client[0] if client else "", self._room)
+        call = Request(self._path, dict(scope["headers"]), receive, client[0] if client else "", self._room)
         try:
             answer = await self._answer(call)
         except asyncio.CancelledError:  # Serve's own proxy does that when a client goes
@@ -272,14 +271,14 @@ class _Endpoint:
             log.debug("answer not sent path=%s reason=%s", self._path, error)
         self._answered(call, answer, seconds)
 
-    async def _answer(self, call: Call) -> Answer:
+    async def _answer(self, call: Request) -> Response:
         """The handler's answer, or the error's. One of the two places where errors become sentences."""
         try:
             if self._keys:
                 self._keys.check(call.headers.get(b"authorization", b"").decode("latin-1"))
             async with asyncio.timeout(self._timeout_s):
                 return await self._handler(call)
-        except forms.ValidationError as error:
+        except multipart.ValidationError as error:
             return _error(error.status, str(error), detail=[error.detail])
         except RequestError as error:
             return _error(error.status, str(error))
@@ -288,12 +287,12 @@ class _Endpoint:
             # uvicorn would wait for the rest of the body, and for the next request after it
             return replace(answer, headers=(*answer.headers, CLOSE)) if call.is_arriving else answer
         except ClientGone:
-            return Answer(b"", 499)  # nobody is left to read it; nginx's number, for the metrics
+            return Response(b"", 499)  # nobody is left to read it; nginx's number, for the metrics
         except Exception:
             log.exception("request failed path=%s", call.path)
             return _error(500, UNEXPECTED)
 
 
-def _error(status: int, message: str, **more: Any) -> Answer:
+def _error(status: int, message: str, **more: Any) -> Response:
     headers = (MORE_HEADERS[status],) if status in MORE_HEADERS else ()
-    return Answer(orjson.dumps({"error": message, **more}), status, headers=headers, error=message)
+    return Response(orjson.dumps({"error": message, **more}), status, headers=headers, error=message)

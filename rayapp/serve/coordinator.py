@@ -18,10 +18,10 @@ from ray.serve.handle import DeploymentHandle
 
 from rayapp.config.env import Home
 from rayapp.config.serve import ServeArgs
-from rayapp.registry.tracking import connected
+from rayapp.registry.tracking import mlflow_client
 from rayapp.registry.uris import ModelVersion, parse, resolve
 from rayapp.serve.logs import log_to_stderr
-from rayapp.serve.rollout import Refusal, Rollout, Serving, outcome
+from rayapp.serve.rollout import Refusal, ReplicaStatus, Rollout, result_or_error
 
 DEPLOYMENT, REPLICAS = "Rollout", "VisionClassifier"  # names of the deployments
 # MLflow's client tries a server that has died for two minutes, and reads only from here that it should not.
@@ -39,7 +39,7 @@ class RayFleet:
             REPLICAS, serve.get_replica_context().app_name
         )
 
-    async def look(self, *, resolved: bool, refused: Refusal | None) -> Sequence[Serving]:
+    async def poll(self, *, resolved: bool, refused: Refusal | None) -> Sequence[ReplicaStatus]:
         """See Fleet."""
         return await self._ask("look", resolved=resolved, refused=refused)
 
@@ -81,7 +81,7 @@ async def champion_of(rollout: DeploymentHandle[Any]) -> ModelVersion | None:
 
 
 class Coordinator:
-    """One a application."""
+    """One per application."""
 
     async def __init__(self, args: ServeArgs, home: Home) -> None:  # type: ignore[misc]  # Serve awaits it
         log_to_stderr()
@@ -90,7 +90,9 @@ class Coordinator:
         self._following = asyncio.create_task(self._follow(args.model))
 
     async def _follow(self, model: str) -> None:
-        await outcome(self._resolver.resolve, model)  # MLflow is imported for it: that takes longer than a look may
+        await result_or_error(
+            self._resolver.resolve, model
+        )  # MLflow is imported for it: that takes longer than a look may
         await self._rollout.follow()
 
     def __del__(self) -> None:
@@ -110,5 +112,5 @@ class _Resolver:
 
     def resolve(self, uri: str) -> ModelVersion:
         """The version that uri means now. Raises RegistryError."""
-        with connected(self._uri) as client:
+        with mlflow_client(self._uri) as client:
             return resolve(client, parse(uri))

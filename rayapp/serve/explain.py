@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from rayapp.config.serve import ServeArgs
 from rayapp.data.preprocess import open_image
 from rayapp.errors import BundleError, RequestError, did_you_mean
-from rayapp.serve.replica import Served
+from rayapp.serve.replica import LoadedModel
 from rayapp.vision.explain import Explainer, overlay
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Explanations:
         self._num_waiting = 0
         self._loaded: tuple[str, Explainer] | None = None  # by digest
 
-    async def explain(self, served: Served, file: bytes, class_name: str | None) -> bytes:
+    async def explain(self, served: LoadedModel, file: bytes, class_name: str | None) -> bytes:
         """A PNG of the image in file under the heat map of class_name, by default the class that is predicted.
 
         Raises ImageError, or RequestError: 400 for a class that the model does not know, 501 where torch cannot use its
@@ -53,7 +53,7 @@ class Explanations:
         finally:
             self._num_waiting -= 1
 
-    def _explain(self, served: Served, file: bytes, index: int | None) -> bytes:
+    def _explain(self, served: LoadedModel, file: bytes, index: int | None) -> bytes:
         from rayapp.vision.explain import Explainer
 
         if self._loaded is None or self._loaded[0] != served.digest:

@@ -18,8 +18,8 @@ from rayapp.errors import BundleError, RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.uris import ModelVersion
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.replica import Replica, Served
-from rayapp.serve.rollout import Refusal, Serving, outcome, refusal_of, unknown
+from rayapp.serve.replica import LoadedModel, Replica
+from rayapp.serve.rollout import Refusal, ReplicaStatus, result_or_error, to_refusal, unknown_error
 from rayapp.storage import atomic_write
 from rayapp.vision.predictor import Predictor
 
@@ -28,19 +28,19 @@ log = logging.getLogger(__name__)
 VERSION = TypeAdapter(ModelVersion)
 
 
-def prepare(registry: Registry, version: ModelVersion, cache: Path, args: ServeArgs) -> Served:
+def prepare(registry: Registry, version: ModelVersion, cache: Path, args: ServeArgs) -> LoadedModel:
     """The model of version, downloaded into cache (or found there), verified, loaded and warm.
 
     Raises RegistryError, BundleError or ConfigError (no such device here).
     """
     predictor = Predictor.load(registry.download(version, cache), device=args.device, num_threads=args.num_threads)
     warm(predictor, args.max_batch)
-    return Served(predictor, version, registry.metadata(version))
+    return LoadedModel(predictor, version, registry.metadata(version))
 
 
 def first_served(
     registry: Registry, wanted: ModelVersion | None, last: LastServed, cache: Path, args: ServeArgs
-) -> Served:
+) -> LoadedModel:
     """The model that a new replica begins with: wanted (what the others serve), else what args.model means now.
 
     Where that cannot be had, be it MLflow, the bundle or the disk, it is what this machine served last.
@@ -56,7 +56,7 @@ def first_served(
         log.error("starting with the last model served version=%s reason=%s", version.version, error)
         predictor = Predictor.load(registry.download(version, cache), device=args.device, num_threads=args.num_threads)
         warm(predictor, args.max_batch)
-        return Served(predictor, version, metadata)
+        return LoadedModel(predictor, version, metadata)
 
 
 def warm(predictor: Predictor, max_batch: int) -> None:
@@ -87,13 +87,13 @@ class Follower:
         self._args = args
         self._metrics = metrics
         self._last = last
-        self._ready: Served | None = None  # prepared, and not yet taken
+        self._ready: LoadedModel | None = None  # prepared, and not yet taken
         self._loading = asyncio.Lock()  # a coordinator that starts anew asks again while the first load runs
         metrics.alias_resolved(True)
         self._tell_served()
         last.write(args.model, replica.served.version, replica.served.metadata)
 
-    def look(self, *, resolved: bool, refused: Refusal | None) -> Serving:
+    def poll(self, *, resolved: bool, refused: Refusal | None) -> ReplicaStatus:
         """What is served; the gauges say whether the alias was resolved and which version is refused."""
         self._metrics.alias_resolved(resolved)
         if refused:
@@ -101,7 +101,7 @@ class Follower:
         elif resolved:
             self._metrics.rollout_fine()
         second = self._replica.second
-        return Serving(self._replica.served.version, second.version if second else None)
+        return ReplicaStatus(self._replica.served.version, second.version if second else None)
 
     async def prepare(self, version: ModelVersion) -> Refusal | None:
         """None once version can be taken; otherwise why it cannot, and nothing has changed."""
@@ -110,29 +110,29 @@ class Follower:
             if loaded is None:
                 served, error = await self._load(version)
             else:  # its role may be new, and so what is said of it
-                metadata, error = await outcome(self._registry.metadata, version)
+                metadata, error = await result_or_error(self._registry.metadata, version)
                 served = replace(loaded, version=version, metadata=metadata) if metadata is not None else None
         if served is None:
             assert error is not None
             log.error(
                 "model refused version=%s serving_on=%s reason=%s",
-                version.version, self._replica.served.label, error, exc_info=unknown(error),
+                version.version, self._replica.served.label, error, exc_info=unknown_error(error),
             )  # fmt: skip
             self._metrics.refused(str(version.version), type(error).__name__)
-            return refusal_of(version, error)
+            return to_refusal(version, error)
         self._ready = served
         return None
 
-    async def _load(self, version: ModelVersion) -> tuple[Served | None, BaseException | None]:
+    async def _load(self, version: ModelVersion) -> tuple[LoadedModel | None, BaseException | None]:
         """The model of version beside the champion, or why there is none; at most two models are ever in memory."""
-        _, error = await outcome(self._registry.download, version, self._cache)
+        _, error = await result_or_error(self._registry.download, version, self._cache)
         if error is not None:
             return None, error
         self._ready = None
         if self._replica.second is not None:
-            self._replica.exchange(self._replica.served)
+            self._replica.swap(self._replica.served)
             self._tell_served()
-        return await outcome(prepare, self._registry, version, self._cache, self._args)
+        return await result_or_error(prepare, self._registry, version, self._cache, self._args)
 
     def commit(self, champion: ModelVersion, second: ModelVersion | None) -> None:
         """Serve champion, and second beside it, from the next request on. What is not ready here stays as it is."""
@@ -141,16 +141,16 @@ class Follower:
             log.warning("not ready version=%s: the next look of the rollout prepares it", champion.version)
             return
         before = self._replica.served
-        self._replica.exchange(taken, self._loaded(second) if second else None)
+        self._replica.swap(taken, self._loaded(second) if second else None)
         self._ready = None
         self._tell_served()
         self._metrics.rollout_fine()
         if taken.version.uri != before.version.uri:
-            self._metrics.exchanged()
+            self._metrics.swapped()
             log.info("model exchanged version=%s before=%s", taken.label, before.label)
         self._last.write(self._args.model, taken.version, taken.metadata)
 
-    def _loaded(self, version: ModelVersion) -> Served | None:
+    def _loaded(self, version: ModelVersion) -> LoadedModel | None:
         """The model of version, if it is in memory; what was made ready goes before what is served."""
         models = (self._ready, self._replica.served, self._replica.second)
         return next((one for one in models if one is not None and one.version.uri == version.uri), None)

@@ -24,9 +24,9 @@ from typing import Literal, NotRequired, TextIO, TypedDict, Unpack
 import orjson
 
 from rayapp.config.serve import ServeArgs
-from rayapp.serve.messages import Answer, Call
+from rayapp.serve.messages import Request, Response
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.replica import Predicted
+from rayapp.serve.replica import Prediction
 from rayapp.serve.request_log import Record, RequestLog
 
 SAFE_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -43,7 +43,7 @@ class Logs:
         if self._requests:
             metrics.watch_request_log(lambda: self._requests.num_dropped if self._requests else 0)
 
-    def answered(self, call: Call, answer: Answer, seconds: float) -> None:
+    def answered(self, call: Request, answer: Response, seconds: float) -> None:
         """Write down an answered request."""
         sampled = self._requests is not None and answer.predicted is not None and self._requests.sampled()
         if not self._access and not sampled:
@@ -54,7 +54,7 @@ class Logs:
         if sampled and self._requests and answer.predicted:
             self._add_rows(self._requests, given, call, answer.predicted, answer.files, seconds)
 
-    def _write_line(self, access: AccessLog, given: str, call: Call, answer: Answer, seconds: float) -> None:
+    def _write_line(self, access: AccessLog, given: str, call: Request, answer: Response, seconds: float) -> None:
         served = answer.predicted.served if answer.predicted else None
         is_canary = served is not None and self._canary is not None and served.version.alias == self._canary
         access.write(
@@ -73,7 +73,7 @@ class Logs:
         )
 
     def _add_rows(
-        self, log: RequestLog, given: str, call: Call, predicted: Predicted, files: Sequence[bytes], seconds: float
+        self, log: RequestLog, given: str, call: Request, predicted: Prediction, files: Sequence[bytes], seconds: float
     ) -> None:
         served, now = predicted.served, datetime.now(UTC)
         for file, row_k in zip(files, predicted.rows, strict=True):

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from starlette.types import Receive
 
 from rayapp.errors import RequestError
-from rayapp.serve import multipart as forms
+from rayapp.serve import multipart
 from rayapp.serve.multipart import Headers
-from rayapp.serve.replica import Predicted
+from rayapp.serve.replica import Prediction
 
 JSON, PNG = b"application/json", b"image/png"
 FREE_BYTES = 64 * 2**10
 
 
-class Room:
+class MemoryBudget:
     """The bytes of all bodies that are in memory, and how many there may be."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -38,21 +38,21 @@ class Room:
 
 
 @dataclass(slots=True)
-class Call:
+class Request:
     """A request to an endpoint. Its body is read by the handler, for some can be refused before."""
 
     path: str
     headers: Headers
     receive: Receive
     client: str  # its address, as far as the server knows
-    room: Room
+    room: MemoryBudget
     num_bytes: int = 0  # of the body, as far as it was read
     is_arriving: bool = False  # the body was asked for, and is not whole
 
     async def body(self, max_bytes: int) -> bytes:
         """The whole body; raises RequestError beyond max_bytes, or where there is no room for it."""
         self.is_arriving = True
-        whole = await forms.read_body(self.headers, self.receive, max_bytes, self._take)
+        whole = await multipart.read_body(self.headers, self.receive, max_bytes, self._take)
         self.is_arriving = False
         return whole
 
@@ -72,13 +72,13 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Response:
     """What the client gets, and for predictions what is looked at after it has been sent."""
 
     body: bytes
     status: int = 200
     media_type: bytes = JSON
     headers: tuple[tuple[bytes, bytes], ...] = ()
-    predicted: Predicted | None = None
+    predicted: Prediction | None = None
     files: Sequence[bytes] = ()
     error: str = ""

@@ -38,7 +38,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._endpoints = _Endpoints(self._registry)
+        self._endpoints = _EndpointMetrics(self._registry)
         self._queued = self._gauge("rayapp_queued_images", "Images that wait for their answer")
         self._batches = self._histogram(
             "rayapp_batch_images", "Images that went through the model at once", _BATCH_BUCKETS
@@ -121,7 +121,7 @@ class Metrics:
         if second:
             self._served.labels(*second, "challenger").set(1)
 
-    def exchanged(self) -> None:
+    def swapped(self) -> None:
         """The champion was exchanged."""
         self._swaps.labels("exchanged").inc()
 
@@ -154,8 +154,8 @@ class Metrics:
         return generate_latest(self._registry)
 
 
-class _Endpoints:
-    """The names of BentoML 1.4 (contract, section 3). Children are kept: looking them up costs more than counting."""
+class _EndpointMetrics:
+    """The names of BentoML 1.4 (docs/contract.md, 3). Children are kept: looking them up costs more than counting."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         by_code = ("endpoint", "http_response_code", *_SERVICE_LABELS)

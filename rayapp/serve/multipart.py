@@ -1,7 +1,8 @@
 """How a request's body becomes image files: multipart forms read whole, within the limits of ServeArgs.
 
 A form is cut at its boundary with bytes.find, which for an image of a few kilobytes takes a tenth of the time that a
-streaming parser in Python takes. Whatever is wrong with a body is a RequestError in the contract's words (section 2).
+streaming parser in Python takes. Whatever is wrong with a body is a RequestError in the contract's words
+(docs/contract.md, 2).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ R = TypeVar("R")
 
 
 @dataclass(frozen=True, eq=False)
-class Served:
+class LoadedModel:
     """A loaded model and all that is said about it. A request takes one reference to it and asks nobody else."""
 
     predictor: Predictor
@@ -85,25 +85,25 @@ class Served:
         All of them may hold REQUEST_PIXELS times max_pixels together. Before each, wanted is asked whether anybody
         still waits; once it says no, the rest is left out.
         """
-        images = _each(lambda data: peek_image(data, max_pixels=max_pixels), files, wanted)
+        images = _map_while(lambda data: peek_image(data, max_pixels=max_pixels), files, wanted)
         if (pixels := sum(image.width * image.height for image in images)) > REQUEST_PIXELS * max_pixels:
             limit = REQUEST_PIXELS * max_pixels
             raise ImageError(
                 f"the images hold {pixels} pixels together, more than the limit of {limit}; send fewer", 413
             )
-        return _each(self.spec.from_image, images, wanted)
+        return _map_while(self.spec.from_image, images, wanted)
 
     def decode_small(self, files: Sequence[bytes], max_pixels: int) -> list[UInt8Array] | None:
         """The same where all files together are small; None where they are not, which costs next to nothing."""
         if len(files) > SMALL_FILES or sum(map(len, files)) > SMALL_BYTES:
             return None
-        images = _each(lambda data: peek_image(data, max_pixels=max_pixels), files)
+        images = _map_while(lambda data: peek_image(data, max_pixels=max_pixels), files)
         if sum(image.width * image.height for image in images) > SMALL_PIXELS:
             return None
-        return _each(self.spec.from_image, images)
+        return _map_while(self.spec.from_image, images)
 
 
-def _each(function: Callable[[T], R], items: Sequence[T], wanted: Callable[[], bool] = lambda: True) -> list[R]:
+def _map_while(function: Callable[[T], R], items: Sequence[T], wanted: Callable[[], bool] = lambda: True) -> list[R]:
     """What function makes of each item; an ImageError says which of several it is about."""
     results: list[R] = []
     for at, item in enumerate(items):
@@ -118,15 +118,15 @@ def _each(function: Callable[[T], R], items: Sequence[T], wanted: Callable[[], b
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Predicted:
+class Prediction:
     """What a model said of one request: its decoded images (H, W, 3) and their probabilities (K,), in order."""
 
-    served: Served
+    served: LoadedModel
     images: list[UInt8Array]
     rows: list[Float32Array]
     seconds: float  # in the queue and the model
 
-    def first(self, count: int) -> Predicted:
+    def first(self, count: int) -> Prediction:
         """What was said of the first images of the request."""
         return self if len(self.images) <= count else replace(self, images=self.images[:count], rows=self.rows[:count])
 
@@ -134,9 +134,9 @@ class Predicted:
 class Replica:
     """Probabilities for encoded images, from the models that are served at the moment."""
 
-    def __init__(self, served: Served, args: ServeArgs, metrics: Metrics) -> None:
+    def __init__(self, served: LoadedModel, args: ServeArgs, metrics: Metrics) -> None:
         self._served = served
-        self._second: Served | None = None
+        self._second: LoadedModel | None = None
         self._args = args
         self._metrics = metrics
         self.batcher = Batcher(
@@ -147,12 +147,12 @@ class Replica:
         self._metrics.watch_queue(lambda: self._num_queued)
 
     @property
-    def served(self) -> Served:
+    def served(self) -> LoadedModel:
         """The champion, for requests that begin now."""
         return self._served
 
     @property
-    def second(self) -> Served | None:
+    def second(self) -> LoadedModel | None:
         """The model beside it that shadow or canary want, once it is there."""
         return self._second
 
@@ -161,11 +161,11 @@ class Replica:
         """Images that wait for their answer."""
         return self._num_queued
 
-    def exchange(self, served: Served, second: Served | None = None) -> None:
+    def swap(self, served: LoadedModel, second: LoadedModel | None = None) -> None:
         """Serve other models from the next request on; those under way finish with theirs."""
         self._served, self._second = served, second
 
-    def choose(self, key: bytes) -> Served:
+    def route(self, key: bytes) -> LoadedModel:
         """The model that answers a client: the canary's for canary.fraction of all keys, always the same ones."""
         canary = self._second
         if canary is None or not self._args.canary.fraction:
@@ -182,7 +182,7 @@ class Replica:
                 status=503,
             )
 
-    async def predict(self, served: Served, files: Sequence[bytes]) -> Predicted:
+    async def predict(self, served: LoadedModel, files: Sequence[bytes]) -> Prediction:
         """What served says of files. Raises ImageError (4xx), or RequestError (503) if the queue is full."""
         self.check_room()
         self._num_queued += len(files)
@@ -190,11 +190,11 @@ class Replica:
             images = await self._decode(served, files)
             started = perf_counter()
             rows = await self.batcher.submit(served.predictor, images)
-            return Predicted(served, images, rows, perf_counter() - started)
+            return Prediction(served, images, rows, perf_counter() - started)
         finally:
             self._num_queued -= len(files)
 
-    async def _decode(self, served: Served, files: Sequence[bytes]) -> list[UInt8Array]:
+    async def _decode(self, served: LoadedModel, files: Sequence[bytes]) -> list[UInt8Array]:
         started, max_pixels = perf_counter(), self._args.max_image_pixels
         images = served.decode_small(files, max_pixels)
         if images is None:
@@ -202,7 +202,7 @@ class Replica:
         self._metrics.decoded(perf_counter() - started)
         return images
 
-    async def _decode_in_thread(self, served: Served, files: Sequence[bytes]) -> list[UInt8Array]:
+    async def _decode_in_thread(self, served: LoadedModel, files: Sequence[bytes]) -> list[UInt8Array]:
         gone = threading.Event()  # a thread cannot be stopped, but asked
         loop, max_pixels = asyncio.get_running_loop(), self._args.max_image_pixels
         try:

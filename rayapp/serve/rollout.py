@@ -26,7 +26,7 @@ R = TypeVar("R")
 log = logging.getLogger(__name__)
 
 
-class Serving(NamedTuple):
+class ReplicaStatus(NamedTuple):
     """What one replica serves: the champion and, where there is one, the second model beside it."""
 
     champion: ModelVersion
@@ -44,7 +44,7 @@ class Refusal(NamedTuple):
 class Fleet(Protocol):
     """All replicas, asked at once. One that dies meanwhile is not among the answers; one that comes later is told."""
 
-    async def look(self, *, resolved: bool, refused: Refusal | None) -> Sequence[Serving]:
+    async def poll(self, *, resolved: bool, refused: Refusal | None) -> Sequence[ReplicaStatus]:
         """What each serves; they are told whether the alias could be resolved, and what it names that they refuse."""
         ...
 
@@ -66,7 +66,7 @@ class Resolver(Protocol):
 
 
 @dataclass
-class _Attempt:
+class _Backoff:
     """The version that failed last, and when to try it again."""
 
     uri: str = ""
@@ -86,7 +86,7 @@ class Rollout:
         self._fleet = fleet
         self._registry = registry
         self._args = args
-        self._champion, self._second = _Attempt(), _Attempt()
+        self._champion, self._second = _Backoff(), _Backoff()
         self._reached = True
         self.champion: ModelVersion | None = None  # what all replicas were last seen to serve
 
@@ -94,18 +94,18 @@ class Rollout:
         """Looks at the aliases every poll_s, for ever."""
         while True:
             await asyncio.sleep(self._args.poll_s)
-            look = asyncio.ensure_future(self.look())
+            look = asyncio.ensure_future(self.poll())
             await asyncio.wait([look])
             if (error := look.exception()) is not None:  # whatever it was, the next look may succeed
-                log.error("look failed model=%s reason=%s", self._args.model, error, exc_info=unknown(error))
+                log.error("look failed model=%s reason=%s", self._args.model, error, exc_info=unknown_error(error))
 
-    async def look(self) -> None:
+    async def poll(self) -> None:
         """One look at the aliases, and the exchange if they name other versions than those that are served."""
         wanted, error = await self._resolve(self._args.model)
         self._tell_reached(error)
         refused = self._champion.refusal if wanted and self._champion.uri == wanted.uri else None
         refused = refused or self._second.refusal
-        serving = await self._fleet.look(resolved=wanted is not None, refused=refused)
+        serving = await self._fleet.poll(resolved=wanted is not None, refused=refused)
         if serving and self.champion is None:
             self.champion = serving[0].champion
         if wanted is None or not serving:
@@ -114,11 +114,11 @@ class Rollout:
             if not await self._take(self._champion, wanted, None, before=serving[0].champion):
                 await self._look_at_second(serving[0].champion, serving)
                 return
-            serving = [Serving(wanted, None)]
-        self._champion, self.champion = _Attempt(), wanted
+            serving = [ReplicaStatus(wanted, None)]
+        self._champion, self.champion = _Backoff(), wanted
         await self._look_at_second(wanted, serving)
 
-    async def _look_at_second(self, champion: ModelVersion, serving: Sequence[Serving]) -> None:
+    async def _look_at_second(self, champion: ModelVersion, serving: Sequence[ReplicaStatus]) -> None:
         """The model of shadow and canary. Trouble with it never touches the champion."""
         alias = second_alias(self._args)
         if alias is None:
@@ -130,7 +130,7 @@ class Rollout:
             second = None  # it was promoted: there is nothing to compare
         wanted = second.uri if second else None
         if self._second.uri != wanted:
-            self._second = _Attempt()
+            self._second = _Backoff()
         if any((one.second.uri if one.second else None) != wanted for one in serving):
             if second is None:
                 await self._fleet.commit(champion, None)
@@ -138,7 +138,7 @@ class Rollout:
                 await self._take(self._second, second, champion, before=None)
 
     async def _take(
-        self, attempt: _Attempt, version: ModelVersion, champion: ModelVersion | None, *, before: ModelVersion | None
+        self, attempt: _Backoff, version: ModelVersion, champion: ModelVersion | None, *, before: ModelVersion | None
     ) -> bool:
         """Whether all replicas serve version now: as the champion, or as the second beside the champion given."""
         if attempt.uri == version.uri and time.monotonic() < attempt.retry_at:
@@ -168,14 +168,14 @@ class Rollout:
         """What uri means, or why that is not known. MLflow's client tries a server that has died for two minutes."""
         try:
             async with asyncio.timeout(RESOLVE_TIMEOUT_S):
-                return await outcome(self._registry.resolve, uri)
+                return await result_or_error(self._registry.resolve, uri)
         except TimeoutError:
             return None, RegistryUnavailable(f"no answer within {RESOLVE_TIMEOUT_S:g} s about {uri}")
 
     def _tell_reached(self, error: BaseException | None) -> None:
         """Says once that the registry is lost, and once that it is back."""
         if error is not None and self._reached:
-            log.error("alias not resolved model=%s reason=%s", self._args.model, error, exc_info=unknown(error))
+            log.error("alias not resolved model=%s reason=%s", self._args.model, error, exc_info=unknown_error(error))
         if error is None and not self._reached:
             log.info("alias resolved again model=%s", self._args.model)
         self._reached = error is None
@@ -188,7 +188,9 @@ def second_alias(args: ServeArgs) -> str | None:
     return args.shadow.alias if args.shadow.fraction else None
 
 
-async def outcome(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> tuple[R | None, BaseException | None]:
+async def result_or_error(
+    function: Callable[P, R], *args: P.args, **kwargs: P.kwargs
+) -> tuple[R | None, BaseException | None]:
     """What function returned in a thread, or what it raised: whatever that is, the old model has to serve on."""
     work = asyncio.ensure_future(asyncio.to_thread(function, *args, **kwargs))
     await asyncio.wait([work])
@@ -196,11 +198,11 @@ async def outcome(function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -
     return (work.result(), None) if error is None else (None, error)
 
 
-def refusal_of(version: ModelVersion, error: BaseException) -> Refusal:
+def to_refusal(version: ModelVersion, error: BaseException) -> Refusal:
     """The refusal that an error is."""
     return Refusal(str(version.version), type(error).__name__, str(error))
 
 
-def unknown(error: BaseException | None) -> BaseException | None:
+def unknown_error(error: BaseException | None) -> BaseException | None:
     """The error if it is not one of ours, so that its traceback is logged."""
     return None if isinstance(error, RayAppError | OSError) else error

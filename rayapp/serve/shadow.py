@@ -18,7 +18,7 @@ from prometheus_client.core import Metric, Sample
 
 from rayapp.config.serve import ServeArgs
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.replica import Predicted, Replica, Served
+from rayapp.serve.replica import LoadedModel, Prediction, Replica
 from rayapp.vision.predictor import Float32Array
 
 MAX_WAITING = 64  # copies; each holds the files of one request
@@ -38,12 +38,12 @@ class Shadow:
         self._most = args.max_batch  # images of a request: more would keep the model from the champion's next
         self._metrics = metrics.shadow
         self._max_pixels = args.max_image_pixels
-        self._waiting: deque[tuple[float, Predicted, Sequence[bytes]]] = deque()
+        self._waiting: deque[tuple[float, Prediction, Sequence[bytes]]] = deque()
         self._num_bytes = 0
         self._runner: asyncio.Task[None] | None = None
         self._failing: str | None = None  # the version
 
-    def offer(self, predicted: Predicted, files: Sequence[bytes]) -> None:
+    def offer(self, predicted: Prediction, files: Sequence[bytes]) -> None:
         """Take a copy of an answered request, if it is drawn and there is room. Never waits."""
         if self._replica.second is None or random.random() >= self._fraction:  # noqa: S311 - no secret
             return
@@ -71,7 +71,7 @@ class Shadow:
         finally:
             self._runner = None
 
-    async def _compare(self, predicted: Predicted, files: Sequence[bytes], challenger: Served) -> None:
+    async def _compare(self, predicted: Prediction, files: Sequence[bytes], challenger: LoadedModel) -> None:
         if challenger.predictor is predicted.served.predictor:  # the canary answered it already
             return
         started = perf_counter()
@@ -94,18 +94,18 @@ class Shadow:
             self._metrics.images.labels(*pair, str(same).lower()).inc()
             self._metrics.shift.labels(*pair).observe(float(theirs.max() - ours.max()))
 
-    async def _ask(self, predicted: Predicted, files: Sequence[bytes], challenger: Served) -> list[Float32Array]:
+    async def _ask(self, predicted: Prediction, files: Sequence[bytes], challenger: LoadedModel) -> list[Float32Array]:
         images = predicted.images
         if challenger.spec != predicted.served.spec:
             images = await asyncio.to_thread(challenger.decode, files, self._max_pixels)
         return await self._replica.batcher.submit(challenger.predictor, images)
 
 
-def _size(predicted: Predicted, files: Sequence[bytes]) -> int:
+def _size(predicted: Prediction, files: Sequence[bytes]) -> int:
     return sum(map(len, files)) + sum(image.nbytes for image in predicted.images)
 
 
-def _winner(served: Served, row_k: Float32Array) -> str:
+def _winner(served: LoadedModel, row_k: Float32Array) -> str:
     return served.class_names[int(row_k.argmax())]
 
 

@@ -102,7 +102,7 @@ class Checkpoints:
             self._folder.files.delete_dir(old)
 
 
-class Keeper:
+class Checkpointer:
     """Decides when the state is checkpointed, the same on every rank, and finds what a restarted run goes on from."""
 
     def __init__(
@@ -134,9 +134,9 @@ class Keeper:
         if name is None:
             return
         snapshot = found[1] if found else self._checkpoints.read(name)
-        self._state.restore(snapshot, rank=self._shard.rank, world=self._shard.world)
-        self.epochs = epochs_of(snapshot)
-        self._uses_before = uses_of(snapshot)
+        self._state.restore(snapshot, rank=self._shard.rank, world=self._shard.world_size)
+        self.epochs = epoch_reports(snapshot)
+        self._uses_before = node_uses(snapshot)
         self._saved_step = self._asked_step = self._state.step
         if self._shard.rank == 0:
             self._checkpoints.forget_newer(name)
@@ -182,12 +182,12 @@ class Keeper:
         return self._noticed and not before
 
 
-def epochs_of(snapshot: Snapshot) -> list[EpochReport]:
+def epoch_reports(snapshot: Snapshot) -> list[EpochReport]:
     """The epochs that were done."""
     return [EpochReport(**row) for row in snapshot["epochs"]]
 
 
-def uses_of(snapshot: Snapshot) -> list[NodeUse]:
+def node_uses(snapshot: Snapshot) -> list[NodeUse]:
     """The nodes that were used, and how long: of all workers since the run began, as far as checkpoints hold it."""
     return [NodeUse(**row) for row in snapshot["uses"]]
 

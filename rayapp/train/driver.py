@@ -19,17 +19,17 @@ from rayapp.config.commands import TrainSettings
 from rayapp.config.env import Home, ray_address
 from rayapp.data.datasets import Dataset, Split, load
 from rayapp.errors import ConfigError, RegistryError, TrainingError
-from rayapp.provenance import flat, run_tags
+from rayapp.provenance import flatten, run_tags
 from rayapp.registry.models import ModelVersion
 from rayapp.registry.tracking import Tracker
 from rayapp.runtime.cost import usd_per_hour
-from rayapp.runtime.progress import Board, clock, say, shown
-from rayapp.runtime.resources import check_resources, resources_asked, starting
+from rayapp.runtime.progress import ProgressActor, format_duration, live_progress, print_line
+from rayapp.runtime.resources import check_resources, requested_resources, starting_line
 from rayapp.runtime.start import interruptible, ray_cluster
-from rayapp.train.estimate import look_back
-from rayapp.train.publish import best_of, deliver
-from rayapp.train.record import Run, find_run, new_name, refuse_existing
-from rayapp.train.setup import Weights, absolute_paths, first_weights
+from rayapp.train.estimate import expected_cost
+from rayapp.train.publish import best_epoch, publish
+from rayapp.train.record import TrainingRun, find_run, new_run_name, refuse_existing
+from rayapp.train.setup import Weights, absolute_paths, initial_weights
 from rayapp.train.worker import train_worker
 from rayapp.vision.loop import EpochReport
 from rayapp.vision.optim import TrainPlan
@@ -39,10 +39,10 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainResult:
     """The result of a training: what the last line of stdout says. cost_usd: None where a price is not known."""
 
-    run: Run
+    run: TrainingRun
     epochs: tuple[EpochReport, ...]
     version: ModelVersion | None
     cost_usd: float | None
@@ -52,9 +52,9 @@ class Trained:
     @property
     def best(self) -> EpochReport:
         """The epoch whose weights the bundle holds."""
-        return best_of(self.epochs)
+        return best_epoch(self.epochs)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields that scripts rely on, and where to look."""
         return {
             "run_id": self.run.run_id,
@@ -71,7 +71,7 @@ class Trained:
         }
 
 
-def train(settings: TrainSettings, home: Home, console: Console | None = None) -> Trained:
+def train(settings: TrainSettings, home: Home, console: Console | None = None) -> TrainResult:
     """A trained, logged and (unless register is false) registered model.
 
     Everything that can be wrong is checked before training starts. Raises a RayAppError; on Ctrl-C the run is closed
@@ -85,7 +85,7 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
     with ray_cluster():
         device = check_resources(settings)
         dataset = load(settings.data, home.data)
-        weights = first_weights(settings, dataset.info, home)
+        weights = initial_weights(settings, dataset.info, home)
         split = dataset.split(settings.data)
         plan = TrainPlan.of(settings.optim, len(split.train_indices), settings.compute.workers.high)
         summary = _summary(plan, settings, dataset, split)
@@ -98,9 +98,9 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
                 run = run.at("trained")
             # of a run that was cut off this is the last part alone, of which nothing could be foretold
             seconds = {} if earlier else {"training_seconds": training_seconds, "seconds": time.monotonic() - started}
-            delivered = deliver(run, home, dataset.info, split, seconds=seconds, prices=prices)
+            delivered = publish(run, home, dataset.info, split, seconds=seconds, prices=prices)
             run = run.at("done")
-    result = Trained(
+    result = TrainResult(
         run, delivered.epochs, delivered.version, delivered.cost_usd, time.monotonic() - started, training_seconds
     )
     _say_result(console, result)
@@ -120,8 +120,8 @@ def dry_run(settings: TrainSettings, home: Home) -> dict[str, Any]:
     return {
         "settings": settings.model_dump(mode="json", by_alias=True),
         **_summary(plan, settings, dataset, split),
-        "resources": resources_asked(settings.compute, device),
-        **look_back(Tracker(home.tracking_uri, home.artifacts), tags),
+        "resources": requested_resources(settings.compute, device),
+        **expected_cost(Tracker(home.tracking_uri, home.artifacts), tags),
     }
 
 
@@ -132,7 +132,7 @@ def _prices(settings: TrainSettings) -> dict[str, float]:
     return usd_per_hour(settings.cost, local=ray_address() is None)
 
 
-def _earlier(home: Home, settings: TrainSettings) -> Run | None:
+def _earlier(home: Home, settings: TrainSettings) -> TrainingRun | None:
     """The run to go on with; None for a new one. Raises ConfigError where settings and run do not go together."""
     absolute = absolute_paths(settings)
     if settings.resume is None:
@@ -175,19 +175,19 @@ def _tags(settings: TrainSettings, device: str, dataset: Dataset, split: Split) 
     return run_tags(settings, device, dataset.info.digest) | {"split_digest": split.digest}
 
 
-def _open_run(settings: TrainSettings, home: Home, summary: dict[str, Any], tags: dict[str, str]) -> Run:
-    name = new_name(settings)
-    params = flat(settings) | {f"plan.{k}": str(v) for k, v in summary.items()}
+def _open_run(settings: TrainSettings, home: Home, summary: dict[str, Any], tags: dict[str, str]) -> TrainingRun:
+    name = new_run_name(settings)
+    params = flatten(settings) | {f"plan.{k}": str(v) for k, v in summary.items()}
     tracker = Tracker(home.tracking_uri, home.artifacts)
     run_id = tracker.open_run(settings.tracking.experiment, name, params, tags)
-    run = Run(name, run_id, "training", home.runs / name, settings)
+    run = TrainingRun(name, run_id, "training", home.runs / name, settings)
     run.save()
     return run
 
 
-def _describe(console: Console, run: Run, summary: dict[str, Any], device: str) -> None:
-    say(console, Text.assemble("run ", (run.name, "bold"), f"  (MLflow {run.run_id})"))
-    say(
+def _describe(console: Console, run: TrainingRun, summary: dict[str, Any], device: str) -> None:
+    print_line(console, Text.assemble("run ", (run.name, "bold"), f"  (MLflow {run.run_id})"))
+    print_line(
         console,
         f"{summary['dataset']}: {summary['train_images']:,} + {summary['validation_images']:,} images of"
         f" {summary['classes']} classes, {run.settings.model.name}, {summary['workers']} x {device}, world batch"
@@ -196,7 +196,7 @@ def _describe(console: Console, run: Run, summary: dict[str, Any], device: str) 
 
 
 def _train_and_record(
-    run: Run, plan: TrainPlan, home: Home, device: str, weights: Weights | None, console: Console
+    run: TrainingRun, plan: TrainPlan, home: Home, device: str, weights: Weights | None, console: Console
 ) -> float:
     """The seconds from the first batch to the last; the MLflow run is closed whatever happens."""
     tracker = Tracker(home.tracking_uri, home.artifacts)
@@ -205,14 +205,14 @@ def _train_and_record(
         return _fit_on_workers(run, plan, home, device, weights, console)
     except KeyboardInterrupt:
         _close(tracker, run, "KILLED")
-        say(console, f"stopped; go on with: rayapp train --resume {run.name}")
+        print_line(console, f"stopped; go on with: rayapp train --resume {run.name}")
         raise
     except TrainingError:
         _close(tracker, run, "FAILED")
         raise
 
 
-def _close(tracker: Tracker, run: Run, status: Literal["KILLED", "FAILED"]) -> None:
+def _close(tracker: Tracker, run: TrainingRun, status: Literal["KILLED", "FAILED"]) -> None:
     try:
         tracker.close_run(run.run_id, status)
     except RegistryError as error:
@@ -220,9 +220,9 @@ def _close(tracker: Tracker, run: Run, status: Literal["KILLED", "FAILED"]) -> N
 
 
 def _fit_on_workers(
-    run: Run, plan: TrainPlan, home: Home, device: str, weights: Weights | None, console: Console
+    run: TrainingRun, plan: TrainPlan, home: Home, device: str, weights: Weights | None, console: Console
 ) -> float:
-    board: Any = ray.remote(num_cpus=0)(Board).remote()
+    board: Any = ray.remote(num_cpus=0)(ProgressActor).remote()
     trainer = _trainer(
         run,
         device,
@@ -243,7 +243,7 @@ def _fit_on_workers(
         },
     )
     try:
-        with shown(board, console, starting(run.settings.compute, device)):
+        with live_progress(board, console, starting_line(run.settings.compute, device)):
             result = interruptible(trainer.fit)
     except ray.train.TrainingFailedError as error:
         raise TrainingError(_stopped(run, ray.get(board.reason.remote()) or _root_cause(error))) from error
@@ -255,7 +255,7 @@ def _fit_on_workers(
     return float(outcome["seconds"])
 
 
-def _trainer(run: Run, device: str, worker_config: dict[str, Any]) -> TorchTrainer:
+def _trainer(run: TrainingRun, device: str, worker_config: dict[str, Any]) -> TorchTrainer:
     compute = run.settings.compute
     workers = compute.workers
     # cuBLAS repeats its sums in the same order only with a workspace of fixed size (torch.use_deterministic_algorithms)
@@ -279,7 +279,7 @@ def _trainer(run: Run, device: str, worker_config: dict[str, Any]) -> TorchTrain
     )
 
 
-def _stopped(run: Run, reason: str) -> str:
+def _stopped(run: TrainingRun, reason: str) -> str:
     return f"training stopped: {reason}; the last good checkpoint is kept, go on with: rayapp train --resume {run.name}"
 
 
@@ -291,16 +291,16 @@ def _root_cause(error: ray.train.TrainingFailedError) -> str:
     return (own or texts)[0]
 
 
-def _say_result(console: Console, result: Trained) -> None:
+def _say_result(console: Console, result: TrainResult) -> None:
     best, version = result.best, result.version
     where = f"{version.uri} @challenger" if version else f"runs:/{result.run.run_id}/model"
-    say(
+    print_line(
         console,
         Text.assemble(
             "validation accuracy ",
             (f"{best.val_accuracy:.4f}", "bold"),
-            f" in epoch {best.epoch} of {len(result.epochs)}, trained in {clock(result.training_seconds)},"
-            f" {clock(result.seconds)} in all -> ",
+            f" in epoch {best.epoch} of {len(result.epochs)}, trained in {format_duration(result.training_seconds)},"
+            f" {format_duration(result.seconds)} in all -> ",
             (where, "bold"),
         ),
     )

@@ -22,7 +22,7 @@ class Expected:
     high: float
 
 
-def expected(past: Sequence[PastRun]) -> Expected | None:
+def summarise(past: Sequence[PastRun]) -> Expected | None:
     """What these runs took, by their metrics seconds and cost_usd; None where there are none."""
     seconds = [run.metrics["seconds"] for run in past if "seconds" in run.metrics]
     costs = [run.metrics["cost_usd"] for run in past if "cost_usd" in run.metrics]
@@ -37,14 +37,14 @@ def expected(past: Sequence[PastRun]) -> Expected | None:
     )
 
 
-def look_back(tracker: Tracker, tags: Mapping[str, str]) -> dict[str, Any]:
+def expected_cost(tracker: Tracker, tags: Mapping[str, str]) -> dict[str, Any]:
     """ "expected": what runs of the same recipe on the same hardware took; or None, and "why".
 
     tags: those that this run would get. An MLflow that is away is a reason, not an error.
     """
     board = "hardware.gpu" if tags["hardware.device"] == "cuda" else "hardware.cpu"
     try:
-        found = expected(tracker.past_runs({name: tags[name] for name in ("recipe", "hardware.device", board)}))
+        found = summarise(tracker.past_runs({name: tags[name] for name in ("recipe", "hardware.device", board)}))
     except RegistryError as error:
         return {"expected": None, "why": str(error)}
     if found is None:

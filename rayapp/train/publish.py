@@ -16,19 +16,19 @@ from rayapp.provenance import git_sha, package_versions
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.tracking import MetricLog, Tracker
 from rayapp.runtime.cost import cost_usd
-from rayapp.train.checkpoints import STATE, Checkpoints, epochs_of, uses_of
-from rayapp.train.record import Run
-from rayapp.train.setup import model_for
+from rayapp.train.checkpoints import STATE, Checkpoints, epoch_reports, node_uses
+from rayapp.train.record import TrainingRun
+from rayapp.train.setup import build_model_for
 from rayapp.vision.bundle import Manifest, write_bundle
 from rayapp.vision.loop import EpochReport
 from rayapp.vision.plots import plot_curves
 from rayapp.vision.state import Snapshot, to_bytes
 
-DELIVERY_TIMEOUT_S = 30.0
+PUBLISH_TIMEOUT_S = 30.0
 
 
 @dataclass(frozen=True)
-class Delivered:
+class Published:
     """version: None where register is false. cost_usd: None where a price is not known."""
 
     epochs: tuple[EpochReport, ...]
@@ -36,15 +36,15 @@ class Delivered:
     cost_usd: float | None
 
 
-def deliver(
-    run: Run,
+def publish(
+    run: TrainingRun,
     home: Home,
     info: DatasetInfo,
     split: Split,
     *,
     seconds: Mapping[str, float],
     prices: Mapping[str, float],
-) -> Delivered:
+) -> Published:
     """What MLflow has now of a trained run; it is sent once, however often this is called.
 
     Raises RegistryError where MLflow does not answer: the bundle stays in the run's folder, to be sent by --resume.
@@ -53,11 +53,11 @@ def deliver(
     if found is None:
         raise TrainingError(f"run '{run.name}' has no checkpoint that can be read in {run.storage}; train it again")
     snapshot = found[1]
-    epochs, uses = epochs_of(snapshot), uses_of(snapshot)
+    epochs, uses = epoch_reports(snapshot), node_uses(snapshot)
     cost = cost_usd(uses, prices)
     if run.stage == "done":
         versions = Registry(home.tracking_uri).versions()
-        return Delivered(tuple(epochs), next((v for v in versions if v.run_id == run.run_id), None), cost)
+        return Published(tuple(epochs), next((v for v in versions if v.run_id == run.run_id), None), cost)
     _write_bundle(run, snapshot, info, split, epochs)
     spent = {"cost_usd": cost, **seconds}
     try:
@@ -69,11 +69,13 @@ def deliver(
             f"{error}; the model is trained and kept in {run.bundle_folder},"
             f" send it with: rayapp train --resume {run.name}"
         ) from error
-    return Delivered(tuple(epochs), version, cost)
+    return Published(tuple(epochs), version, cost)
 
 
-def _write_bundle(run: Run, snapshot: Snapshot, info: DatasetInfo, split: Split, epochs: list[EpochReport]) -> None:
-    model, best = model_for(run.settings.model, info, blank=True), best_of(epochs)
+def _write_bundle(
+    run: TrainingRun, snapshot: Snapshot, info: DatasetInfo, split: Split, epochs: list[EpochReport]
+) -> None:
+    model, best = build_model_for(run.settings.model, info, blank=True), best_epoch(epochs)
     model.load_state_dict(snapshot["best_weights"])
     manifest = Manifest(
         model=run.settings.model,
@@ -93,12 +95,12 @@ def _write_bundle(run: Run, snapshot: Snapshot, info: DatasetInfo, split: Split,
 
 
 def _send(
-    run: Run, home: Home, snapshot: Snapshot, epochs: list[EpochReport], spent: Mapping[str, float]
+    run: TrainingRun, home: Home, snapshot: Snapshot, epochs: list[EpochReport], spent: Mapping[str, float]
 ) -> ModelVersion | None:
-    best = best_of(epochs)
+    best = best_epoch(epochs)
     metrics = MetricLog(home.tracking_uri, run.run_id, run.spool)
     metrics.log({"best_val_accuracy": best.val_accuracy, "best_val_loss": best.val_loss, **spent}, best.epoch)
-    unsent = metrics.close(timeout_s=DELIVERY_TIMEOUT_S)
+    unsent = metrics.close(timeout_s=PUBLISH_TIMEOUT_S)
     if unsent:
         raise RegistryError(f"MLflow at {home.tracking_uri} does not answer ({unsent} metrics wait)")
     tracker, registry = Tracker(home.tracking_uri, home.artifacts), Registry(home.tracking_uri)
@@ -121,6 +123,6 @@ def _of_0_to_1(values_3: Tensor) -> tuple[float, float, float]:
     return r, g, b
 
 
-def best_of(epochs: Sequence[EpochReport]) -> EpochReport:
+def best_epoch(epochs: Sequence[EpochReport]) -> EpochReport:
     """The epoch whose weights the bundle holds."""
     return [e for e in epochs if e.is_best][-1]

@@ -17,7 +17,7 @@ from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.data.datasets import Split
 from rayapp.errors import ConfigError, did_you_mean
-from rayapp.provenance import flat
+from rayapp.provenance import flatten
 from rayapp.storage import Folder, atomic_write, exclusive_lock
 
 Stage = Literal["training", "trained", "done"]
@@ -25,7 +25,7 @@ RUN_FILE = "run.json"
 
 
 @dataclass(frozen=True)
-class Run:
+class TrainingRun:
     """One training. stage: training (may be resumed), trained (only MLflow still lacks something), done."""
 
     name: str
@@ -63,7 +63,7 @@ class Run:
         if self.settings.compute.storage_path:
             Folder(f"{self.storage.rstrip('/')}/{self.name}").write(RUN_FILE, text.encode())
 
-    def at(self, stage: Stage) -> Run:
+    def at(self, stage: Stage) -> TrainingRun:
         """The same run at another stage, saved."""
         run = replace(self, stage=stage)
         run.save()
@@ -83,7 +83,7 @@ class Run:
         )
 
 
-def new_name(settings: TrainSettings) -> str:
+def new_run_name(settings: TrainSettings) -> str:
     """A name that no other run has; by default data set, model and time."""
     now = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
     return settings.name or f"{settings.data.dataset}-{settings.model.name}-{now}-{secrets.token_hex(2)}"
@@ -98,7 +98,7 @@ def refuse_existing(home: Home, settings: TrainSettings) -> None:
         )
 
 
-def find_run(home: Home, settings: TrainSettings) -> Run | None:
+def find_run(home: Home, settings: TrainSettings) -> TrainingRun | None:
     """The run that settings.resume means: a name, an MLflow id, or auto for the one of settings.name; None for auto
     where there is none yet. Raises ConfigError naming the nearest one, or where auto's settings have changed.
     """
@@ -116,27 +116,27 @@ def find_run(home: Home, settings: TrainSettings) -> Run | None:
     return found
 
 
-def _look_up(home: Home, wanted: str, storage: str | None) -> Run | None:
+def _look_up(home: Home, wanted: str, storage: str | None) -> TrainingRun | None:
     """The run of this name or MLflow id on this machine, or of this name on the storage."""
     for path in home.runs.glob(f"*/{RUN_FILE}"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if wanted in (content["name"], content["run_id"]):
-            return _run(home, content)
+            return _from_content(home, content)
     if storage is None:
         return None
     try:
-        return _run(home, json.loads(Folder(f"{storage.rstrip('/')}/{wanted}").read(RUN_FILE)))
+        return _from_content(home, json.loads(Folder(f"{storage.rstrip('/')}/{wanted}").read(RUN_FILE)))
     except FileNotFoundError:
         return None
 
 
-def _run(home: Home, content: dict[str, Any]) -> Run:
+def _from_content(home: Home, content: dict[str, Any]) -> TrainingRun:
     settings = validate(TrainSettings, content["settings"])
-    return Run(content["name"], content["run_id"], content["stage"], home.runs / content["name"], settings)
+    return TrainingRun(content["name"], content["run_id"], content["stage"], home.runs / content["name"], settings)
 
 
-def _refuse_changes(found: Run, settings: TrainSettings) -> None:
-    before, now = flat(found.settings), flat(settings)
+def _refuse_changes(found: TrainingRun, settings: TrainSettings) -> None:
+    before, now = flatten(found.settings), flatten(settings)
     changed = sorted(key for key in now if before.get(key) != now[key] and key not in ("resume", "dry_run"))
     if changed:
         what = ", ".join(f"{key} (was {before.get(key)}, is {now[key]})" for key in changed)

@@ -16,9 +16,9 @@ from rayapp.data.datasets import Dataset, DatasetInfo, Split
 from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError
 from rayapp.registry.models import Registry
-from rayapp.train.streaming import StreamedBatches
+from rayapp.train.streaming import StreamingLoader
 from rayapp.vision.augment import Augment
-from rayapp.vision.loaders import Batches, ResidentBatches, Shard
+from rayapp.vision.loaders import InMemoryLoader, Loader, Shard
 from rayapp.vision.memory import keep_freed_memory
 from rayapp.vision.models import Classifier, blank_model, build_model, load_weights
 from rayapp.vision.optim import TrainPlan
@@ -28,10 +28,10 @@ Weights = dict[str, Tensor]
 VALIDATION_BATCH = 512
 
 
-def first_weights(settings: Recipe, info: DatasetInfo, home: Home) -> Weights | None:
+def initial_weights(settings: Recipe, info: DatasetInfo, home: Home) -> Weights | None:
     """What the model starts from; None for random weights. Got here, so that what cannot be had is said at once."""
     if settings.model.pretrained:
-        return model_for(settings.model, info).state_dict()
+        return build_model_for(settings.model, info).state_dict()
     if not settings.model.init:
         return None
     registry = Registry(home.tracking_uri)
@@ -42,7 +42,7 @@ def first_weights(settings: Recipe, info: DatasetInfo, home: Home) -> Weights | 
             f"model.init '{settings.model.init}' is a {name}, but model.name is '{settings.model.name}';"
             f" say --model.name {name}"
         )
-    model = model_for(settings.model, info)
+    model = build_model_for(settings.model, info)
     same_classes = bundle.manifest.class_names == info.class_names
     load_weights(model, bundle.load_model().state_dict(), same_classes=same_classes)
     return model.state_dict()
@@ -59,7 +59,7 @@ def absolute_paths(settings: R) -> R:
     return settings.model_copy(update={"data": data, "compute": compute})
 
 
-def model_for(config: ModelConfig, info: DatasetInfo, *, blank: bool = False) -> Classifier:
+def build_model_for(config: ModelConfig, info: DatasetInfo, *, blank: bool = False) -> Classifier:
     """The model of a data set before training; blank: without pretrained weights, which are then given to it."""
     return (blank_model if blank else build_model)(
         config,
@@ -70,7 +70,7 @@ def model_for(config: ModelConfig, info: DatasetInfo, *, blank: bool = False) ->
     )
 
 
-def prepared(settings: TrainSettings, device: torch.device) -> torch.device:
+def setup_device(settings: TrainSettings, device: torch.device) -> torch.device:
     """The device, with torch set up for it in this process."""
     torch.set_num_threads(settings.compute.threads_per_worker)
     keep_freed_memory()
@@ -83,9 +83,9 @@ def prepared(settings: TrainSettings, device: torch.device) -> torch.device:
     return device
 
 
-def batches_of(
+def make_loaders(
     dataset: Dataset, split: Split, settings: TrainSettings, plan: TrainPlan, shard: Shard, device: torch.device
-) -> tuple[Batches, Batches]:
+) -> tuple[Loader, Loader]:
     """Training and validation batches of this rank."""
     info = dataset.info
     shape: dict[str, Any] = {"height_px": info.height_px, "flip": info.flip, "num_classes": info.num_classes}
@@ -97,18 +97,18 @@ def batches_of(
     placed: dict[str, Any] = {"device": device, "shard": shard}
     images, rows = dataset.train, (split.train_indices, split.validation_indices)
     if isinstance(images, Images):
-        train = ResidentBatches(images, rows[0], **training, **placed)
-        return train, ResidentBatches(images, rows[1], batch_size=VALIDATION_BATCH, **placed)
+        train = InMemoryLoader(images, rows[0], **training, **placed)
+        return train, InMemoryLoader(images, rows[1], batch_size=VALIDATION_BATCH, **placed)
     data = settings.data
     placed |= {"preprocess": info.preprocess, "memory_bytes": data.memory_bytes, "on_error": data.on_error}
-    streamed = StreamedBatches(images.subset(rows[0]), **training, **placed)
-    return streamed, StreamedBatches(images.subset(rows[1]), batch_size=VALIDATION_BATCH, **placed)
+    streamed = StreamingLoader(images.subset(rows[0]), **training, **placed)
+    return streamed, StreamingLoader(images.subset(rows[1]), batch_size=VALIDATION_BATCH, **placed)
 
 
-def distributed(model: nn.Module, settings: TrainSettings, shard: Shard, device: torch.device) -> nn.Module:
+def wrap_ddp(model: nn.Module, settings: TrainSettings, shard: Shard, device: torch.device) -> nn.Module:
     """The model as the loop calls it: compiled where wanted, gradients averaged over the ranks."""
     network = model
-    if shard.world > 1:
+    if shard.world_size > 1:
         if settings.optim.sync_batch_norm:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)
         network = ray.train.torch.prepare_model(

@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rayapp.data.cache import NUM_NAMED, OnError, Run
-from rayapp.data.chunks import Chunk, Int64Array, Part
+from rayapp.data.cache import NUM_NAMED, DecodedBatch, OnError
+from rayapp.data.chunks import Chunk, Int64Array, SplitSource
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError, DataError
 from rayapp.runtime.decode import Decoder, image_bytes
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 PIECE_IMAGES, PIECES_OF_A_WINDOW = (64, 1024), 16
 
 
-class StreamedBatches:
+class StreamingLoader:
     """Batches of the images of part, shuffled within a window: a quarter of memory_bytes, or of a rank's epoch.
 
     Training batches (augment given) have batch_size images; each rank has equally many, and what is left over is
@@ -50,7 +50,7 @@ class StreamedBatches:
 
     def __init__(
         self,
-        part: Part,
+        part: SplitSource,
         *,
         preprocess: PreprocessSpec,
         batch_size: int,
@@ -81,17 +81,20 @@ class StreamedBatches:
         self._window_images = max(1, min(fitting, len(self._rows) // 4) // self.batch_size) * self.batch_size
         self._pieces = tuple(_pieces(part, int(np.clip(fitting // PIECES_OF_A_WINDOW, *PIECE_IMAGES))))
         self._spec, self._on_error = preprocess, on_error
-        self._decoder = Decoder.create(preprocess, memory_bytes // 4, num_consumers=self.shard.world)
+        self._decoder = Decoder.create(preprocess, memory_bytes // 4, num_consumers=self.shard.world_size)
 
-    def num_batches(self, done: int = 0) -> int:
+    def num_batches(self, samples_seen: int = 0) -> int:
         """Batches of this rank that are left in an epoch."""
         if not self.augment:
             return -(-len(self._rows) // self.batch_size)
-        return len(self._rows) // self.batch_size - done // self.shard.world // self.batch_size
+        return len(self._rows) // self.batch_size - samples_seen // self.shard.world_size // self.batch_size
 
-    def epoch(self, epoch: int, done: int = 0) -> Iterator[Batch]:
-        """Those batches; the same epoch, done and world give the same ones. Raises DataError on a corrupt image."""
-        first = done // self.shard.world // self.batch_size * self.batch_size if self.augment else 0
+    def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[Batch]:
+        """Those batches; the same epoch, samples_seen and world size give the same ones.
+
+        Raises DataError on a corrupt image.
+        """
+        first = samples_seen // self.shard.world_size // self.batch_size * self.batch_size if self.augment else 0
         corrupt: list[str] = []
         stopped = threading.Event()
         windows = self._windows(epoch, first, corrupt, stopped)
@@ -115,7 +118,7 @@ class StreamedBatches:
             images_nhwc = self._placed(window.images_nhwc[at : at + self.batch_size])
             labels_n, targets_nk = self._placed(window.labels_n[at : at + self.batch_size]), None
             if self.augment:
-                done = (window.start + at) * self.shard.world
+                done = (window.start + at) * self.shard.world_size
                 generator.manual_seed(mixed_seed((self.seed, epoch, done, self.shard.rank)))
                 images_nhwc, targets_nk = self.augment(images_nhwc, labels_n, generator)
             yield Batch(images_nhwc, labels_n, targets_nk)
@@ -162,13 +165,13 @@ class StreamedBatches:
         if self.augment:
             rng = np.random.default_rng(mixed_seed((self.seed, epoch)))
             pieces = tuple(pieces[at] for at in rng.permutation(len(pieces)))
-        return Part(pieces).subset(self._rows.start + np.arange(rows.start, rows.stop)).chunks
+        return SplitSource(pieces).subset(self._rows.start + np.arange(rows.start, rows.stop)).chunks
 
     def _places(self, epoch: int, start: int, end: int) -> Int64Array:
         """The place in its window of each row from start to end."""
         if not self.augment:
             return np.arange(end - start)
-        key = (self.seed, epoch, start * self.shard.world, self.shard.rank)
+        key = (self.seed, epoch, start * self.shard.world_size, self.shard.rank)
         return np.random.default_rng(mixed_seed(key)).permutation(end - start)
 
 
@@ -189,7 +192,7 @@ class _Filling:
         self._images_nhwc = np.empty((len(places_n), spec.height_px, spec.width_px, 3), dtype=np.uint8)
         self._labels_n = np.empty(len(places_n), dtype=np.int64)
 
-    def add(self, run: Run) -> None:
+    def add(self, run: DecodedBatch) -> None:
         """Copy the images of run."""
         at = self._places_n[len(self.problems) : len(self.problems) + len(run.problems)]
         self._images_nhwc[at] = run.images_nhwc
@@ -216,11 +219,11 @@ class _Filling:
 class _Cutter:
     """A stream of runs, of which any number of images can be taken."""
 
-    def __init__(self, runs: Iterator[Run]) -> None:
+    def __init__(self, runs: Iterator[DecodedBatch]) -> None:
         self._runs = runs
-        self._rest: Run | None = None
+        self._rest: DecodedBatch | None = None
 
-    def take(self, num_images: int) -> Iterator[Run]:
+    def take(self, num_images: int) -> Iterator[DecodedBatch]:
         """The next num_images images, in runs."""
         while num_images:
             head, self._rest = (self._rest or next(self._runs)).cut(num_images)
@@ -231,12 +234,12 @@ class _Cutter:
 def _share(num_images: int, shard: Shard, *, equal: bool) -> range:
     """The rows of one rank, in a sequence of num_images."""
     if equal:
-        each = num_images // shard.world
+        each = num_images // shard.world_size
         return range(shard.rank * each, (shard.rank + 1) * each)
-    return range(shard.rank * num_images // shard.world, (shard.rank + 1) * num_images // shard.world)
+    return range(shard.rank * num_images // shard.world_size, (shard.rank + 1) * num_images // shard.world_size)
 
 
-def _pieces(part: Part, num_images: int) -> Iterator[Chunk]:
+def _pieces(part: SplitSource, num_images: int) -> Iterator[Chunk]:
     """The chunks of part, those with more than num_images in several."""
     for chunk in part.chunks:
         for rows_n in np.array_split(np.arange(len(chunk)), -(-len(chunk) // num_images)):

@@ -20,10 +20,10 @@ from rayapp.config.parse import validate
 from rayapp.data.datasets import DatasetInfo, load
 from rayapp.errors import RayAppError, TrainingError
 from rayapp.registry.tracking import MetricLog
-from rayapp.runtime.cost import nodes_of
-from rayapp.runtime.progress import Narrator
-from rayapp.train.checkpoints import Checkpoints, Keeper
-from rayapp.train.setup import batches_of, distributed, model_for, prepared
+from rayapp.runtime.cost import count_nodes
+from rayapp.runtime.progress import ProgressFormatter
+from rayapp.train.checkpoints import Checkpointer, Checkpoints
+from rayapp.train.setup import build_model_for, make_loaders, setup_device, wrap_ddp
 from rayapp.vision.flops import flops_per_image, mfu, peak_flops
 from rayapp.vision.loaders import Shard
 from rayapp.vision.loop import EpochReport, StepReport, fit
@@ -47,12 +47,12 @@ def train_worker(config: dict[str, Any]) -> dict[str, Any]:
     except TrainingError as error:
         return {"error": str(error)}
     except (RayAppError, MemoryError, RuntimeError) as error:
-        if sentence := hopeless(error, ray.train.get_context().get_world_rank()):
+        if sentence := fatal_message(error, ray.train.get_context().get_world_rank()):
             ray.get(board.give_up.remote(sentence))
         raise
 
 
-def hopeless(error: Exception, rank: int) -> str:
+def fatal_message(error: Exception, rank: int) -> str:
     """What to tell about an error that would come again after a restart; nothing about others."""
     if isinstance(error, RayAppError):
         return str(error)
@@ -72,38 +72,38 @@ def _train_rank(config: dict[str, Any]) -> dict[str, Any]:
     if shard.rank == 0:
         board.write.remote(f"workers have started, reading {settings.data.dataset} ...")
     kind = config["device"]
-    device = prepared(settings, ray.train.torch.get_device() if kind == "cuda" else torch.device(kind))
+    device = setup_device(settings, ray.train.torch.get_device() if kind == "cuda" else torch.device(kind))
     dataset = load(settings.data, Path(config["data_folder"]))
     info, split = dataset.info, dataset.split(settings.data)
-    plan: TrainPlan = config["plan"].shared_by(shard.world)
-    train, validation = batches_of(dataset, split, settings, plan, shard, device)
-    model = model_for(settings.model, info, blank=True)
+    plan: TrainPlan = config["plan"].shared_by(shard.world_size)
+    train, validation = make_loaders(dataset, split, settings, plan, shard, device)
+    model = build_model_for(settings.model, info, blank=True)
     if config["weights"] is not None:
         model.load_state_dict(ray.get(config["weights"]))
     model = model.to(device)
     state = TrainState.create(model, build_optimizer(model, plan), plan)
     checkpoints = Checkpoints(config["storage"], config["run"], keep=settings.checkpoint.keep)
-    keeper = Keeper(
+    keeper = Checkpointer(
         checkpoints,
         state,
         shard,
         settings.checkpoint,
-        nodes=_nodes(shard.world),
+        nodes=_nodes(shard.world_size),
         watch_notices=config["watch_notices"],
         say=lambda text: board.say.remote(text),
     )
     keeper.resume()
     if shard.rank == 0 and settings.compute.workers.is_elastic:  # the learning rate follows
         board.say.remote(
-            f"{shard.world} of {settings.compute.num_workers} workers: world batch {plan.world_batch},"
+            f"{shard.world_size} of {settings.compute.num_workers} workers: world batch {plan.world_batch},"
             f" peak rate {plan.peak_lr:g}"
         )
-    watcher = _Watcher(config, state, _utilisation(state, info, shard.world, device)) if shard.rank == 0 else None
+    watcher = _Watcher(config, state, _utilisation(state, info, shard.world_size, device)) if shard.rank == 0 else None
     reports = fit(
         state,
         train,
         validation,
-        distribute=lambda net: distributed(net, settings, shard, device),
+        distribute=lambda net: wrap_ddp(net, settings, shard, device),
         frozen_epochs=settings.model.epochs_frozen,
         seed=settings.seed,
         report_every_steps=min(filter(None, (settings.tracking.log_every_steps, settings.checkpoint.every_steps))),
@@ -124,7 +124,7 @@ def _nodes(world: int) -> dict[str, int]:
     ids: list[Any] = [own] * world
     if dist.is_initialized():
         dist.all_gather_object(ids, own)
-    return nodes_of(ids, ray.nodes())
+    return count_nodes(ids, ray.nodes())
 
 
 def _utilisation(
@@ -144,12 +144,15 @@ class _Watcher:
     def __init__(self, config: dict[str, Any], state: TrainState, utilisation: Callable[[float], float] | None) -> None:
         self._metrics = MetricLog(config["tracking_uri"], config["run_id"], Path(config["spool"]))
         self._board = config["board"]
-        self._narrator = Narrator(state.step)
+        self._narrator = ProgressFormatter(state.step)
         self._num_steps = 0
         self._utilisation = utilisation
 
     def see(self, report: StepReport | EpochReport) -> None:
-        """Log one report: step metrics by optimiser step, epoch metrics by epoch; one axis a name (FAULTS 17)."""
+        """Log one report: step metrics by optimiser step, epoch metrics by epoch; one axis per name.
+
+        (docs/faults.md, 17)
+        """
         if isinstance(report, StepReport):
             self._num_steps = report.num_steps
             names = ("loss", "accuracy", "lr", "images_per_s")

@@ -27,7 +27,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from rayapp.config.commands import TrainSettings
 from rayapp.config.parse import validate
 from rayapp.errors import TrainingError
-from rayapp.train.setup import distributed
+from rayapp.train.setup import wrap_ddp
 from rayapp.tune.trial import Snapshot, TrialReport, reports_of
 from rayapp.vision.loaders import Shard
 
@@ -139,7 +139,7 @@ def train_rank(config: dict[str, Any]) -> str:
         ray.get(config["before"]),
         device=device,
         shard=shard,
-        distribute=lambda net: distributed(net, settings, shard, device),
+        distribute=lambda net: wrap_ddp(net, settings, shard, device),
     )
     try:
         for report, take_snapshot in reports:

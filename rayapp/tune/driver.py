@@ -25,14 +25,14 @@ from rayapp.config.tune import TuneSettings, check_space
 from rayapp.data.datasets import Dataset, Split, load
 from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError, RegistryError, TrainingError
-from rayapp.provenance import flat, run_tags
+from rayapp.provenance import flatten, run_tags
 from rayapp.registry.tracking import Status, Tracker
-from rayapp.runtime.cost import Rates, usd_per_hour
-from rayapp.runtime.progress import say
-from rayapp.runtime.resources import check_room, device_of, resources_each, resources_held
+from rayapp.runtime.cost import ClusterPrice, usd_per_hour
+from rayapp.runtime.progress import print_line
+from rayapp.runtime.resources import check_room, resources_each, resources_held, worker_device
 from rayapp.runtime.start import interruptible, ray_cluster
 from rayapp.storage import open_fs
-from rayapp.train.setup import absolute_paths, first_weights
+from rayapp.train.setup import absolute_paths, initial_weights
 from rayapp.tune.record import Sweep, SweepResult, find_sweep, new_sweep_name
 from rayapp.tune.recorder import TrialRecorder
 from rayapp.tune.report import SweepView, record, show
@@ -61,15 +61,15 @@ def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> 
     dataset = load(settings.data, home.data)
     dataset.require_effect(settings.space)
     with ray_cluster(object_bytes=dataset.train.images_nhwc.nbytes if isinstance(dataset.train, Images) else 0):
-        device = device_of(settings.compute.device)
+        device = worker_device(settings.compute.device)
         resources = resources_each(settings, device)
-        rates, at_once = Rates.of(prices, resources), check_room(settings, resources)
+        rates, at_once = ClusterPrice.of(prices, resources), check_room(settings, resources)
         rates.limit_s(settings.budget)
         sweep = earlier or _open(settings, home, name, dataset, device, rates)
         with sweep.locked():
             if sweep.stage == "searching":
                 conditions = f"  (MLflow {sweep.run_id}), {at_once} at once on {device}"
-                say(console, Text.assemble("sweep ", (sweep.name, "bold"), conditions))
+                print_line(console, Text.assemble("sweep ", (sweep.name, "bold"), conditions))
                 _search(sweep, home, dataset, device, at_once=at_once, rates=rates, console=console)
                 sweep = sweep.at("searched")
             winner = retrain_best(sweep, home, console) if settings.then_train else None
@@ -127,10 +127,10 @@ def _earlier(home: Home, settings: TuneSettings) -> Sweep | None:
     return replace(sweep, settings=sweep.settings.model_copy(update=changes))
 
 
-def _open(settings: TuneSettings, home: Home, name: str, dataset: Dataset, device: str, rates: Rates) -> Sweep:
+def _open(settings: TuneSettings, home: Home, name: str, dataset: Dataset, device: str, rates: ClusterPrice) -> Sweep:
     space = {f"space.{key}": f"{d.kind} {d.bounds}" for key, d in settings.space.items()}
     tracker = Tracker(home.tracking_uri, home.artifacts)
-    params = {key: value for key, value in flat(settings).items() if not key.startswith("space")} | space
+    params = {key: value for key, value in flatten(settings).items() if not key.startswith("space")} | space
     tags = _tags(settings, device, dataset) | {"kind": "sweep"}
     run_id = tracker.open_run(settings.tracking.experiment, name, params, tags)
     sweep = Sweep(name, run_id, "searching", home.sweeps / name, settings, rates.cluster)
@@ -139,7 +139,7 @@ def _open(settings: TuneSettings, home: Home, name: str, dataset: Dataset, devic
 
 
 def _search(
-    sweep: Sweep, home: Home, dataset: Dataset, device: str, *, at_once: int, rates: Rates, console: Console
+    sweep: Sweep, home: Home, dataset: Dataset, device: str, *, at_once: int, rates: ClusterPrice, console: Console
 ) -> None:
     """Run all trials that are left; rows and runs are closed whatever happens. Raises TrainingError: none is good."""
     settings, tracker = sweep.settings, Tracker(home.tracking_uri, home.artifacts)
@@ -155,7 +155,7 @@ def _search(
         except BaseException as error:
             recorder.close(interrupted=True)
             _close(tracker, sweep, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
-            say(console, f"stopped; go on with: rayapp tune --resume {sweep.name}")
+            print_line(console, f"stopped; go on with: rayapp tune --resume {sweep.name}")
             raise
         unsent = recorder.close(interrupted=False)
     if unsent:
@@ -181,7 +181,7 @@ def _context(settings: TuneSettings, home: Home, dataset: Dataset, split: Split,
         info=dataset.info,
         device=device,
         data_folder=str(home.data),
-        weights=first_weights(settings, dataset.info, home) if one_model else None,
+        weights=initial_weights(settings, dataset.info, home) if one_model else None,
     )
 
 

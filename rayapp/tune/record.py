@@ -196,7 +196,7 @@ class SweepResult:
         """The best trial; None where none has a result."""
         return best_row(self.rows, self.sweep.settings.search.metric)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The fields that scripts rely on, and where to look."""
         best, states = self.best, Counter(row.state for row in self.rows)
         content = {

@@ -21,7 +21,7 @@ from rich.text import Text
 
 from rayapp.config.tune import TuneSettings
 from rayapp.registry.tracking import Tracker
-from rayapp.runtime.progress import LOG_EVERY_S, clock, say
+from rayapp.runtime.progress import LOG_EVERY_S, format_duration, print_line
 from rayapp.tune.record import SweepResult, TrialRow, best_row, count_epochs, pareto_front, ranked, saved_seconds
 from rayapp.vision.plots import BLUE, GREY, ORANGE, new_figure, save_figure
 
@@ -63,7 +63,7 @@ class SweepView:
             shown = running + best[: max(0, MAX_LIVE_ROWS - len(running))]
             self._live.update(Group(Text(line), trial_table(shown, self._settings)))
         elif line != self._last_line and time.monotonic() - self._last_time >= LOG_EVERY_S:
-            say(self._console, line)
+            print_line(self._console, line)
             self._last_line, self._last_time = line, time.monotonic()
 
     def _line(self, rows: Sequence[TrialRow]) -> str:
@@ -81,7 +81,7 @@ class SweepView:
         self._ended_before = ended if self._ended_before is None else self._ended_before
         if ended > self._ended_before:
             each = (time.monotonic() - self._started) / (ended - self._ended_before)
-            text += f"  {clock(each * max(0, self._settings.num_trials - ended))} left"
+            text += f"  {format_duration(each * max(0, self._settings.num_trials - ended))} left"
         return text
 
 
@@ -207,21 +207,23 @@ def show(tuned: SweepResult, console: Console) -> None:
     epochs = count_epochs(tuned.rows)
     saved = epochs["epochs_without_stopping"] - epochs["epochs"]
     cost = "" if tuned.cost_usd is None else f", ${tuned.cost_usd:.2f}"
-    say(
+    print_line(
         console,
-        f"{len(tuned.rows)} trials in {clock(tuned.seconds)}{cost}; {epochs['epochs']:,} epochs of"
+        f"{len(tuned.rows)} trials in {format_duration(tuned.seconds)}{cost}; {epochs['epochs']:,} epochs of"
         f" {epochs['epochs_without_stopping']:,}: early stopping saved {saved:,}, about"
-        f" {clock(saved_seconds(tuned.rows))} of training",
+        f" {format_duration(saved_seconds(tuned.rows))} of training",
     )
     if best:
         values = ", ".join(f"{name} {value}" for name, value in best.values.items())
         accuracy = (f"{best.val_accuracy:.4f}", "bold")
-        say(console, Text.assemble(f"best: trial {best.number}, validation accuracy ", accuracy, f" with {values}"))
+        print_line(
+            console, Text.assemble(f"best: trial {best.number}, validation accuracy ", accuracy, f" with {values}")
+        )
     if settings.search.latency:
-        say(console, "* beaten by no other in both accuracy and latency")
+        print_line(console, "* beaten by no other in both accuracy and latency")
     if tuned.winner:
         w = tuned.winner
-        say(
+        print_line(
             console,
             Text.assemble(
                 f"winner, {len(w['seeds'])} seeds: validation {w['val_accuracy_mean']:.4f}"

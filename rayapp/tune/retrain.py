@@ -10,9 +10,9 @@ from rich.console import Console
 from rayapp.config.commands import EvaluateSettings
 from rayapp.config.env import Home
 from rayapp.errors import TrainingError
-from rayapp.registry.evaluation import evaluate
+from rayapp.registry.evaluation import evaluate_version
 from rayapp.registry.models import ModelVersion, Registry
-from rayapp.runtime.progress import say
+from rayapp.runtime.progress import print_line
 from rayapp.train.driver import train
 from rayapp.tune.record import Sweep, best_row
 
@@ -29,7 +29,7 @@ def retrain_best(sweep: Sweep, home: Home, console: Console) -> dict[str, Any]:
     recipe = settings.trial(best.values)
     trained = []
     for n in range(settings.winner.seeds):
-        say(console, f"winner, seed {n + 1} of {settings.winner.seeds}:")
+        print_line(console, f"winner, seed {n + 1} of {settings.winner.seeds}:")
         changes: dict[str, Any] = {"name": f"{sweep.name}-winner-{n + 1}", "seed": recipe.seed + n, "resume": "auto"}
         if settings.winner.epochs:
             changes["optim"] = recipe.optim.model_copy(update={"epochs": settings.winner.epochs})
@@ -37,7 +37,7 @@ def retrain_best(sweep: Sweep, home: Home, console: Console) -> dict[str, Any]:
     accuracies = [one.best.val_accuracy for one in trained]
     chosen = max(trained, key=lambda one: (one.best.val_accuracy, -one.best.val_loss))
     version = _registered(home, {one.run.run_id for one in trained}, chosen.run.run_id, sweep)
-    report = evaluate(EvaluateSettings(model=version.uri), home).as_json()
+    report = evaluate_version(EvaluateSettings(model=version.uri), home).to_dict()
     return {
         "model_uri": version.uri,
         "model_version": version.version,

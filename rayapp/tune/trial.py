@@ -17,7 +17,7 @@ from rayapp.config.tune import TuneSettings
 from rayapp.data.datasets import Dataset, DatasetInfo, Split, load
 from rayapp.data.preprocess import Images
 from rayapp.errors import DataError
-from rayapp.train.setup import batches_of, model_for, prepared
+from rayapp.train.setup import build_model_for, make_loaders, setup_device
 from rayapp.vision.loaders import Shard
 from rayapp.vision.loop import EpochReport, StepReport, fit
 from rayapp.vision.models import Classifier
@@ -105,11 +105,11 @@ def reports_of(
     before: the snapshot to go on from. Raises TrainingError on a loss that is not finite.
     """
     shard = shard or Shard()
-    prepared(settings, device)
+    setup_device(settings, device)
     dataset, split = _data(settings, sweep, context)
-    plan = TrainPlan.of(settings.optim, len(split.train_indices), shard.world)
-    train, validation = batches_of(dataset, split, settings, plan, shard, device)
-    model = model_for(settings.model, dataset.info, blank=context.weights is not None)
+    plan = TrainPlan.of(settings.optim, len(split.train_indices), shard.world_size)
+    train, validation = make_loaders(dataset, split, settings, plan, shard, device)
+    model = build_model_for(settings.model, dataset.info, blank=context.weights is not None)
     if context.weights is not None:
         model.load_state_dict(dict(context.weights))
     model = model.to(device)
@@ -150,7 +150,7 @@ def reports_of(
 def _restore(state: TrainState, before: Snapshot, shard: Shard) -> None:
     """Take up the snapshot with the rates of this trial: with PBT it is another one's."""
     hyperparameters = [{k: v for k, v in group.items() if k != "params"} for group in state.optimizer.param_groups]
-    state.restore(before, rank=shard.rank, world=shard.world)
+    state.restore(before, rank=shard.rank, world=shard.world_size)
     for group, own in zip(state.optimizer.param_groups, hyperparameters, strict=True):
         group.update(own)
 

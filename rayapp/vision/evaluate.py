@@ -33,7 +33,7 @@ class Report:
     dataset: str
     device: str
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """All numbers of the report; fractions are 0-1, losses in nats."""
         scores = self.scores
         return {
@@ -53,9 +53,9 @@ class Report:
         }
 
     def write(self, folder: Path) -> None:
-        """Write report.json, confusion.png, calibration.png and classes.png to an own folder (FAULTS 19)."""
+        """Write report.json, confusion.png, calibration.png and classes.png to an own folder (docs/faults.md, 19)."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(self.as_json(), indent=2) + "\n", encoding="utf-8")
+        (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
         plot_confusion(self.scores, folder / "confusion.png")
         plot_calibration(self.scores, folder / "calibration.png")
         plot_classes(self.scores, folder / "classes.png")
@@ -77,7 +77,7 @@ def evaluate_bundle(predictor: Predictor, dataset: Dataset, *, split: SplitName,
 
 
 def dataset_of(bundle: Bundle, data_folder: Path, *, path: str | None = None) -> Dataset:
-    """The data set that the bundle was trained on: its own settings, not today's (FAULTS 18).
+    """The data set that the bundle was trained on: its own settings, not today's (docs/faults.md, 18).
 
     path says where it lies now, if it has moved. Raises DataError where it is not there or its digest has changed.
     """

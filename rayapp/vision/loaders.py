@@ -24,10 +24,10 @@ SeedKey = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Shard:
-    """Which part of the data a process takes: rank of world."""
+    """Which part of the data a process takes: rank of world_size ranks."""
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
 
 
 class Batch(NamedTuple):
@@ -38,8 +38,8 @@ class Batch(NamedTuple):
     targets_nk: Tensor | None = None
 
 
-class Batches(Protocol):
-    """The batches of one rank. done counts images of an epoch that all ranks together have taken.
+class Loader(Protocol):
+    """The batches of one rank. samples_seen counts images of an epoch that all ranks together have taken.
 
     batch_size: images that a rank takes at once. num_images: of all ranks, before any are dropped. Training ranks take
     equally many batches, so that none waits for ever for another one's gradients.
@@ -50,14 +50,14 @@ class Batches(Protocol):
     batch_size: int
     num_images: int
 
-    def num_batches(self, done: int = 0) -> int:
+    def num_batches(self, samples_seen: int = 0) -> int:
         """Batches of this rank that are left in an epoch."""
 
-    def epoch(self, epoch: int, done: int = 0) -> Iterator[Batch]:
-        """Those batches; the same epoch, done and world give the same ones."""
+    def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[Batch]:
+        """Those batches; the same epoch, samples_seen and world give the same ones."""
 
 
-class ResidentBatches:
+class InMemoryLoader:
     """Batches of images that all lie on the device as uint8.
 
     Training batches (augment given) are slices of a permutation that is the same on every rank, of which each rank
@@ -81,29 +81,29 @@ class ResidentBatches:
         self.augment = augment
         self.seed = seed
         self.num_images = len(indices)
-        own = indices if augment else indices[self.shard.rank :: self.shard.world]
+        own = indices if augment else indices[self.shard.rank :: self.shard.world_size]
         self._images_nhwc = torch.from_numpy(np.ascontiguousarray(images.images_nhwc[own])).to(device)
         self._labels_n = torch.from_numpy(np.ascontiguousarray(images.labels_n[own])).to(device)
         # a data set smaller than one batch is one smaller batch, not none
-        self.batch_size = max(1, min(batch_size, len(indices) // self.shard.world))
+        self.batch_size = max(1, min(batch_size, len(indices) // self.shard.world_size))
 
-    def num_batches(self, done: int = 0) -> int:
+    def num_batches(self, samples_seen: int = 0) -> int:
         """Batches of this rank that are left in an epoch."""
         if self.augment:
-            return (self.num_images - done) // (self.batch_size * self.shard.world)
+            return (self.num_images - samples_seen) // (self.batch_size * self.shard.world_size)
         return -(-len(self._labels_n) // self.batch_size)
 
-    def epoch(self, epoch: int, done: int = 0) -> Iterator[Batch]:
-        """Those batches; the same epoch, done and world give the same ones."""
-        return self._training(self.augment, epoch, done) if self.augment else self._evaluation()
+    def epoch(self, epoch: int, samples_seen: int = 0) -> Iterator[Batch]:
+        """Those batches; the same epoch, samples_seen and world give the same ones."""
+        return self._training(self.augment, epoch, samples_seen) if self.augment else self._evaluation()
 
-    def _training(self, augment: Augment, epoch: int, done: int) -> Iterator[Batch]:
-        rank, world = self.shard.rank, self.shard.world
+    def _training(self, augment: Augment, epoch: int, samples_seen: int) -> Iterator[Batch]:
+        rank, world = self.shard.rank, self.shard.world_size
         same_everywhere = torch.Generator().manual_seed(mixed_seed((self.seed, epoch)))
         order_n = torch.randperm(self.num_images, generator=same_everywhere).to(self.device)
         generator = torch.Generator(self.device)
         world_batch = self.batch_size * world
-        for at in range(done, done + self.num_batches(done) * world_batch, world_batch):
+        for at in range(samples_seen, samples_seen + self.num_batches(samples_seen) * world_batch, world_batch):
             rows = order_n[at + rank : at + world_batch : world]
             labels_n = self._labels_n[rows]
             generator.manual_seed(mixed_seed((self.seed, epoch, at, rank)))

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rayapp.errors import TrainingError
-from rayapp.vision.loaders import Batch, Batches, mixed_seed
+from rayapp.vision.loaders import Batch, Loader, mixed_seed
 from rayapp.vision.metrics import Means, MetricSums
 from rayapp.vision.models import set_frozen, train_mode
 from rayapp.vision.state import TrainState, average_norm_statistics
@@ -64,15 +64,15 @@ class EpochReport:
 
 def fit(
     state: TrainState,
-    train: Batches,
-    validation: Batches,
+    train: Loader,
+    validation: Loader,
     *,
     distribute: Callable[[nn.Module], nn.Module] | None = None,
     frozen_epochs: int = 0,
     seed: int = 0,
     report_every_steps: int = 20,
 ) -> Iterator[StepReport | EpochReport]:
-    """A StepReport every report_every_steps optimiser steps and an EpochReport an epoch, until state.is_done.
+    """A StepReport every report_every_steps optimiser steps and an EpochReport per epoch, until state.is_done.
 
     Runs on every rank alike. distribute wraps state.model (DDP, torch.compile); it is called again when the backbone
     thaws after frozen_epochs. The device is waited for once a report, never a batch. After each report state may be
@@ -93,7 +93,7 @@ def fit(
         yield _end_epoch(state, validation, started=started, num_images=num_images, data_seconds=batches.seconds)
 
 
-def evaluate(state: TrainState, batches: Batches) -> Means:
+def evaluate(state: TrainState, batches: Loader) -> Means:
     """Mean loss (no smoothing) and accuracy over the batches of all ranks; a barrier. Images are not augmented."""
     state.model.eval()
     sums = MetricSums(batches.device)
@@ -106,12 +106,12 @@ def evaluate(state: TrainState, batches: Batches) -> Means:
 
 
 def _end_epoch(
-    state: TrainState, validation: Batches, *, started: float, num_images: int, data_seconds: float
+    state: TrainState, validation: Loader, *, started: float, num_images: int, data_seconds: float
 ) -> EpochReport:
     average_norm_statistics(state.model)
     means, val = state.sums.means(over_ranks=True), evaluate(state, validation)
     state.epoch, state.images_done, state.sums = state.epoch + 1, 0, MetricSums(validation.device)
-    is_best = state.note(val)
+    is_best = state.update_best(val)
     patience = state.plan.early_stop_patience
     if patience and state.epoch - state.best_epoch >= patience:
         state.num_epochs = state.epoch
@@ -136,7 +136,7 @@ def _end_epoch(
 
 def _train_epoch(
     state: TrainState,
-    train: Batches,
+    train: Loader,
     batches: Iterator[Batch],
     network: nn.Module,
     *,
@@ -196,7 +196,7 @@ class _Window:
         )
 
 
-def _steps_left(state: TrainState, train: Batches) -> int:
+def _steps_left(state: TrainState, train: Loader) -> int:
     accumulate_steps = state.plan.accumulate_steps
     epochs_left = state.num_epochs - state.epoch - 1
     now, later = train.num_batches(state.images_done), train.num_batches()

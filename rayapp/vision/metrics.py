@@ -42,7 +42,10 @@ class MetricSums:
         self.sums_3 += others.sums_3
 
     def means(self, *, over_ranks: bool = False) -> Means:
-        """The means so far, weighted by images (FAULTS 14); over_ranks sums over all processes and is a barrier."""
+        """The means so far, weighted by images (docs/faults.md, 14).
+
+        over_ranks sums over all processes and is a barrier.
+        """
         sums_3 = self.sums_3.clone()
         if over_ranks and dist.is_initialized():
             dist.all_reduce(sums_3)

@@ -14,7 +14,7 @@ from rayapp.config.train import ModelConfig
 from rayapp.errors import ConfigError, did_you_mean
 from rayapp.vision.resnet9 import ResNet9
 
-# Up to this height the ImageNet stems throw away most of the picture before the first block (FAULTS 11).
+# Up to this height the ImageNet stems throw away most of the picture before the first block (docs/faults.md, 11).
 SMALL_IMAGE_PX = 64
 # What torchvision's weights were trained with (torchvision.transforms._presets.ImageClassification)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -69,7 +69,7 @@ class TrainState:
         """Whether no epoch is left."""
         return self.epoch >= self.num_epochs
 
-    def note(self, validation: Means) -> bool:
+    def update_best(self, validation: Means) -> bool:
         """Whether these are the best weights so far; if so they are kept. A tie goes to the lower loss."""
         better = (validation.accuracy, -validation.loss) > (self.best_accuracy, -self.best_loss)
         if better:
@@ -107,11 +107,11 @@ class TrainState:
             for name in _POSITION:
                 setattr(self, name, snapshot["position"][name])
             self.best_weights = snapshot["best_weights"]
-            self._take_share(snapshot["ranks"], rank, world)
+            self._restore_rank(snapshot["ranks"], rank, world)
         except (RuntimeError, KeyError, ValueError) as error:
             raise TrainingError(f"the checkpoint does not fit this run ({error}); start a new run") from error
 
-    def _take_share(self, ranks_rs: Tensor, rank: int, world: int) -> None:
+    def _restore_rank(self, ranks_rs: Tensor, rank: int, world: int) -> None:
         """This rank's own sums and norm statistics; other ranks than before share the sums and take the mean."""
         ranks_rs = ranks_rs.to(self.sums.sums_3.device)
         if len(ranks_rs) == world:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from httpx import Client
 
-from rayapp.serve.replica import Replica, Served
+from rayapp.serve.replica import LoadedModel, Replica
 from tests.support.images import encoded, picture
 from tests.support.serving import PNGS, ask, ask_batch, expected, gated, model, pair_of_clients, serving, side, version
 from tests.support.wait import eventually
@@ -30,14 +30,14 @@ def same(body: dict[str, Any], other: dict[str, Any]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Served, Served]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, LoadedModel, LoadedModel]:
     """The champion, a canary, and another canary."""
     folder = tmp_path_factory.mktemp("models")
     return model(folder, 1), model(folder, 2), model(folder, 3)
 
 
 @pytest.fixture(scope="module")
-def client(models: tuple[Served, Served, Served]) -> Iterator[Client]:
+def client(models: tuple[LoadedModel, LoadedModel, LoadedModel]) -> Iterator[Client]:
     with serving(models[0], models[1], canary=HALF) as (client, _):
         yield client
 
@@ -50,19 +50,19 @@ def pair_of_images(client: Client) -> tuple[bytes, bytes]:
 
 @pytest.mark.parametrize("fraction", [0.1, 0.5, 0.9])
 def test_fraction_of_the_clients_is_answered_by_the_canary(
-    models: tuple[Served, Served, Served], fraction: float
+    models: tuple[LoadedModel, LoadedModel, LoadedModel], fraction: float
 ) -> None:
     champion, canary, _ = models
     with serving(champion, canary, canary={"fraction": fraction}) as (client, replica):
         asked = [side(client, number) for number in range(200)]
-        chosen = [replica.choose(f"client-{number}".encode()).label for number in range(20_000)]
+        chosen = [replica.route(f"client-{number}".encode()).label for number in range(20_000)]
 
     assert asked == chosen[:200]  # HTTP adds nothing to the choice
     assert abs(chosen.count("2") / 20_000 - fraction) < 0.015  # four standard deviations
 
 
 def test_client_always_gets_the_same_model_whatever_it_sends(
-    models: tuple[Served, Served, Served], client: Client
+    models: tuple[LoadedModel, LoadedModel, LoadedModel], client: Client
 ) -> None:
     champion, canary, _ = models
     with serving(champion, canary, canary=HALF) as (other_replica, _):
@@ -74,7 +74,7 @@ def test_client_always_gets_the_same_model_whatever_it_sends(
 
 
 def test_answer_and_headers_are_those_of_the_model_that_answered(
-    models: tuple[Served, Served, Served], client: Client
+    models: tuple[LoadedModel, LoadedModel, LoadedModel], client: Client
 ) -> None:
     seen = set()
     for png in PNGS[:12]:
@@ -110,19 +110,19 @@ def test_client_id_decides_before_authorization(client: Client) -> None:
         assert version(ask(client, x_client_id=on_canary, authorization=f"Bearer {number}")) == "2"
 
 
-def test_header_of_the_settings_decides_and_no_other(models: tuple[Served, Served, Served]) -> None:
+def test_header_of_the_settings_decides_and_no_other(models: tuple[LoadedModel, LoadedModel, LoadedModel]) -> None:
     with serving(models[0], models[1], canary={**HALF, "key_header": "X-Tenant"}) as (client, _):
         assert len({version(ask(client, x_tenant=f"client-{number}")) for number in range(20)}) == 2
         assert len({version(ask(client, png, X_TENANT="client-7")) for png in PNGS[:8]}) == 1
         assert len({side(client, number) for number in range(20)}) == 1  # the image is always the same
 
 
-def test_another_canary_meets_other_clients(models: tuple[Served, Served, Served]) -> None:
+def test_another_canary_meets_other_clients(models: tuple[LoadedModel, LoadedModel, LoadedModel]) -> None:
     """Else the same unlucky clients would try every new model."""
     champion, second, third = models
     with serving(champion, second, canary={"fraction": 0.2}) as (client, replica):
         met_second = {number for number in range(150) if side(client, number) == "2"}
-        replica.exchange(champion, third)
+        replica.swap(champion, third)
         met_third = {number for number in range(150) if side(client, number) == "3"}
 
     assert len(met_second) > 15
@@ -133,27 +133,31 @@ def test_another_canary_meets_other_clients(models: tuple[Served, Served, Served
 # --- who does not -----------------------------------------------------------------------------------------------------
 
 
-def test_without_a_fraction_the_champion_answers_everyone(models: tuple[Served, Served, Served]) -> None:
+def test_without_a_fraction_the_champion_answers_everyone(models: tuple[LoadedModel, LoadedModel, LoadedModel]) -> None:
     with serving(models[0], models[1]) as (client, replica):
         assert replica.second is models[1]  # there for shadow
         assert {side(client, number) for number in range(30)} == {"1"}
 
 
-def test_with_all_of_them_the_canary_answers_everyone(models: tuple[Served, Served, Served]) -> None:
+def test_with_all_of_them_the_canary_answers_everyone(models: tuple[LoadedModel, LoadedModel, LoadedModel]) -> None:
     with serving(models[0], models[1], canary={"fraction": 1.0}) as (client, _):
         assert {side(client, number) for number in range(30)} == {"2"}
 
 
-def test_without_a_second_model_the_champion_answers_everyone(models: tuple[Served, Served, Served]) -> None:
+def test_without_a_second_model_the_champion_answers_everyone(
+    models: tuple[LoadedModel, LoadedModel, LoadedModel],
+) -> None:
     with serving(models[0], canary={"fraction": 1.0}) as (client, replica):
         assert {side(client, number) for number in range(10)} == {"1"}
-        replica.exchange(models[0], models[1])
+        replica.swap(models[0], models[1])
         assert {side(client, number) for number in range(10)} == {"2"}
-        replica.exchange(models[0])
+        replica.swap(models[0])
         assert {side(client, number) for number in range(10)} == {"1"}
 
 
-def test_model_info_is_that_of_the_champion(client: Client, models: tuple[Served, Served, Served]) -> None:
+def test_model_info_is_that_of_the_champion(
+    client: Client, models: tuple[LoadedModel, LoadedModel, LoadedModel]
+) -> None:
     for number in range(10):
         answer = client.post("/get_model_info", headers={"x-client-id": f"client-{number}"})
         assert version(answer) == "1"
@@ -163,7 +167,7 @@ def test_model_info_is_that_of_the_champion(client: Client, models: tuple[Served
 # --- batches, and models that differ ----------------------------------------------------------------------------------
 
 
-def test_one_model_answers_a_whole_batch(client: Client, models: tuple[Served, Served, Served]) -> None:
+def test_one_model_answers_a_whole_batch(client: Client, models: tuple[LoadedModel, LoadedModel, LoadedModel]) -> None:
     first_decides = {"1": pair_of_images(client)[0], "2": pair_of_images(client)[1]}
 
     for wanted, png in first_decides.items():
@@ -188,32 +192,36 @@ def test_canary_may_have_other_classes_and_another_image_size(tmp_path: Path) ->
     assert [list(body["probabilities"]) for body in batch.json()] == [["yes", "no", "perhaps"]] * 12
 
 
-def test_request_in_flight_is_finished_by_the_canary_that_it_met(models: tuple[Served, Served, Served]) -> None:
+def test_request_in_flight_is_finished_by_the_canary_that_it_met(
+    models: tuple[LoadedModel, LoadedModel, LoadedModel],
+) -> None:
     held, gate = gated(models[1])
     with serving(models[0], held, canary={"fraction": 1.0}) as (client, replica), ThreadPoolExecutor(1) as threads:
         asked = threads.submit(ask, client)
         gate.reached()
-        replica.exchange(models[0])
+        replica.swap(models[0])
         gate.let()
         assert version(asked.result()) == "2"
         assert same(asked.result().json(), expected(models[1], PNGS[0]))
         assert version(ask(client)) == "1"
 
 
-def test_exchanges_between_and_during_requests_mix_nothing(models: tuple[Served, Served, Served]) -> None:
+def test_exchanges_between_and_during_requests_mix_nothing(
+    models: tuple[LoadedModel, LoadedModel, LoadedModel],
+) -> None:
     done = threading.Event()
 
-    def exchange(replica: Replica) -> int:
+    def swap(replica: Replica) -> int:
         turns = 0
         while not done.is_set():
             first, second = models[turns % 3], models[(turns + 1) % 3]
-            replica.exchange(first, second if turns % 4 else None)
+            replica.swap(first, second if turns % 4 else None)
             turns += 1
             time.sleep(0.001)
         return turns
 
     with serving(*models[:2], canary=HALF) as (client, replica), ThreadPoolExecutor(8) as threads:
-        exchanging = threads.submit(exchange, replica)
+        exchanging = threads.submit(swap, replica)
         singles = list(threads.map(lambda at: ask(client, PNGS[at % 40]), range(120)))
         batches = list(threads.map(lambda at: ask_batch(client, PNGS[at : at + 5]), range(30)))
         done.set()
@@ -229,7 +237,9 @@ def test_exchanges_between_and_during_requests_mix_nothing(models: tuple[Served,
             assert same(body, expected(served, png))
 
 
-def test_predictions_are_counted_by_the_model_that_answered(models: tuple[Served, Served, Served]) -> None:
+def test_predictions_are_counted_by_the_model_that_answered(
+    models: tuple[LoadedModel, LoadedModel, LoadedModel],
+) -> None:
     with serving(models[0], models[1], canary=HALF) as (client, _):
         sides = [version(ask(client, png)) for png in PNGS[:10]] + [version(ask_batch(client, PNGS[:7]))] * 7
         for served in models[:2]:

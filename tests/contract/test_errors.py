@@ -1,4 +1,4 @@
-"""What clients get for bad input, and when the server cannot (contract, section 2)."""
+"""What clients get for bad input, and when the server cannot (docs/contract.md, 2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from httpx import Client, Response
 from PIL import Image
 
 from rayapp.data.preprocess import UInt8Array
-from rayapp.serve.replica import Served
+from rayapp.serve.replica import LoadedModel
 from tests.support.bundles import tiny_served, tiny_version
 from tests.support.images import encoded, picture
 from tests.support.serving import client_of
@@ -26,12 +26,12 @@ PNG = encoded(picture(1))
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return tiny_served(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
-def client(tiny: Served) -> Iterator[Client]:
+def client(tiny: LoadedModel) -> Iterator[Client]:
     with client_of(tiny) as client:
         yield client
 
@@ -216,13 +216,13 @@ def test_decompression_bomb_is_413(client: Client, side_px: int):
 # --- limits -----------------------------------------------------------------------------------------------------------
 
 
-def test_image_with_too_many_pixels_is_413(tiny: Served):
+def test_image_with_too_many_pixels_is_413(tiny: LoadedModel):
     with client_of(tiny, max_image_pixels=1000) as client:
         assert ask(client, encoded(picture(1, height=20, width=50))).status_code == 200
         refused(ask(client, encoded(picture(1, height=20, width=51))), 413)
 
 
-def test_too_many_images_are_413(client: Client, tiny: Served):
+def test_too_many_images_are_413(client: Client, tiny: LoadedModel):
     dot = encoded(Image.new("RGB", (1, 1)))
 
     refused(client.post("/predict_batch", files=[("images", ("a", dot))] * 1001), 413)
@@ -236,7 +236,7 @@ def test_too_many_text_fields_are_413(client: Client):
     refused(client.post("/predict_image", files=[(f"x{n}", (None, "y")) for n in range(1001)]), 413)
 
 
-def test_large_body_is_413_with_or_without_its_length(tiny: Served):
+def test_large_body_is_413_with_or_without_its_length(tiny: LoadedModel):
     body = b"x" * 5000
     with client_of(tiny, max_body_bytes=4096) as client:
         refused(client.post("/predict_image", content=body), 413)
@@ -252,7 +252,7 @@ def test_long_json_is_refused_unread(client: Client):
 class _Slow:
     """A predictor that answers when it is told to."""
 
-    def __init__(self, tiny: Served) -> None:
+    def __init__(self, tiny: LoadedModel) -> None:
         self.bundle, self.device = tiny.predictor.bundle, "cpu"
         self.go_on, self.began = threading.Event(), threading.Event()
         self._predict = tiny.predictor.predict
@@ -264,14 +264,14 @@ class _Slow:
 
 
 @pytest.fixture
-def slow(tiny: Served) -> Iterator[_Slow]:
+def slow(tiny: LoadedModel) -> Iterator[_Slow]:
     slow = _Slow(tiny)
     yield slow
     slow.go_on.set()
 
 
-def as_served(predictor: Any) -> Served:
-    return Served(predictor, tiny_version(), {"params": {}, "metrics": {}, "tags": {}})
+def as_served(predictor: Any) -> LoadedModel:
+    return LoadedModel(predictor, tiny_version(), {"params": {}, "metrics": {}, "tags": {}})
 
 
 def test_slow_answer_is_504_in_the_contracts_words(slow: _Slow):
@@ -298,12 +298,12 @@ def test_full_queue_is_503_and_what_waits_is_answered(slow: _Slow):
         assert ask(client, PNG).status_code == 200
 
 
-def test_batch_larger_than_the_queue_is_served_when_nothing_waits(tiny: Served):
+def test_batch_larger_than_the_queue_is_served_when_nothing_waits(tiny: LoadedModel):
     with client_of(tiny, max_queue=2) as client:
         assert client.post("/predict_batch", files=[("images", ("a", PNG))] * 5).status_code == 200
 
 
-def test_fault_of_ours_is_500_that_tells_the_log_alone(tiny: Served, caplog: pytest.LogCaptureFixture):
+def test_fault_of_ours_is_500_that_tells_the_log_alone(tiny: LoadedModel, caplog: pytest.LogCaptureFixture):
     class Broken:
         bundle, device = tiny.predictor.bundle, "cpu"
 

@@ -21,8 +21,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rayapp.data.preprocess import open_image
-from rayapp.serve import explain as explanations
-from rayapp.serve.replica import Served
+from rayapp.serve import explain as serve_explain
+from rayapp.serve.replica import LoadedModel
 from rayapp.vision.bundle import MANIFEST, WEIGHTS, Bundle, file_digest
 from rayapp.vision.explain import Explainer, overlay
 from rayapp.vision.models import build_model
@@ -35,7 +35,7 @@ from tests.support.wait import eventually
 PNG = encoded(picture(3))
 
 
-def explainable(folder: Path, number: int) -> Served:
+def explainable(folder: Path, number: int) -> LoadedModel:
     """A model with the weights of an untrained network. Its graph is the tiny one: an export would take seconds."""
     bundle = write_tiny_bundle(folder / str(number), seed=number)
     torch.manual_seed(number)
@@ -50,17 +50,17 @@ def explainable(folder: Path, number: int) -> Served:
     (bundle.folder / MANIFEST).write_text(manifest.model_copy(update={"files": files}).model_dump_json())
     alias = "champion" if number == 1 else "challenger"
     bundle = Bundle.open(bundle.folder)
-    return Served(Predictor.load(bundle, device="cpu"), tiny_version(number, alias=alias), {})
+    return LoadedModel(Predictor.load(bundle, device="cpu"), tiny_version(number, alias=alias), {})
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Served]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, LoadedModel]:
     folder = tmp_path_factory.mktemp("explainable")
     return explainable(folder, 1), explainable(folder, 2)
 
 
 @pytest.fixture(scope="module")
-def client(models: tuple[Served, Served]) -> Iterator[Client]:
+def client(models: tuple[LoadedModel, LoadedModel]) -> Iterator[Client]:
     with serving(models[0]) as (client, _):
         yield client
 
@@ -71,7 +71,7 @@ def explain(client: Client, data: bytes = PNG, class_name: str | None = None, **
     return client.post("/explain", files={"image": ("a.png", data)}, data=fields, headers=named)
 
 
-def expected(served: Served, data: bytes = PNG, class_name: str | None = None) -> tuple[bytes, str]:
+def expected(served: LoadedModel, data: bytes = PNG, class_name: str | None = None) -> tuple[bytes, str]:
     """The picture as the bundle's own weights make it, and the class that it is about."""
     explainer = Explainer.load(served.predictor.bundle)
     index = None if class_name is None else served.class_names.index(class_name)
@@ -94,7 +94,7 @@ def refused(answer: Response, status: int) -> str:
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def test_answer_is_a_picture_of_the_predicted_class(client: Client, models: tuple[Served, Served]) -> None:
+def test_answer_is_a_picture_of_the_predicted_class(client: Client, models: tuple[LoadedModel, LoadedModel]) -> None:
     answer = explain(client)
 
     png, _ = expected(models[0])
@@ -106,7 +106,7 @@ def test_answer_is_a_picture_of_the_predicted_class(client: Client, models: tupl
     assert np.abs(pixels(answer.content) - pixels(png)).max() <= 1
 
 
-def test_class_in_the_form_changes_the_picture(client: Client, models: tuple[Served, Served]) -> None:
+def test_class_in_the_form_changes_the_picture(client: Client, models: tuple[LoadedModel, LoadedModel]) -> None:
     pictures = {name: pixels(explain(client, class_name=name).content) for name in CLASSES[:4]}
 
     for name, picture_ in pictures.items():
@@ -134,7 +134,7 @@ def test_every_image_that_is_predicted_is_explained(client: Client, data: bytes)
     assert 224 <= max(pixels(answer.content).shape) <= 512
 
 
-def test_model_that_answers_a_client_explains_to_it(models: tuple[Served, Served]) -> None:
+def test_model_that_answers_a_client_explains_to_it(models: tuple[LoadedModel, LoadedModel]) -> None:
     with serving(*models, canary={"fraction": 0.5}) as (client, _):
         for name, served in zip(pair_of_clients(client), models, strict=True):
             answer = explain(client, x_client_id=name)
@@ -142,12 +142,14 @@ def test_model_that_answers_a_client_explains_to_it(models: tuple[Served, Served
             assert np.abs(pixels(answer.content) - pixels(expected(served)[0])).max() <= 1
 
 
-def test_exchanged_model_explains_no_more_and_is_let_go_of(models: tuple[Served, Served], tmp_path: Path) -> None:
+def test_exchanged_model_explains_no_more_and_is_let_go_of(
+    models: tuple[LoadedModel, LoadedModel], tmp_path: Path
+) -> None:
     old = explainable(tmp_path, 3)
     gone = weakref.ref(old.predictor)
     with serving(old) as (client, replica):
         assert version(explain(client)) == "3"
-        replica.exchange(models[1])
+        replica.swap(models[1])
         del old
         answer = explain(client)
         assert version(answer) == "2"
@@ -180,7 +182,7 @@ def test_bad_image_is_refused_as_in_a_prediction(client: Client, data: bytes) ->
     assert sentence == refused(client.post("/predict_image", files={"image": ("a.png", data)}), 400)
 
 
-def test_image_beyond_the_limit_is_413(models: tuple[Served, Served]) -> None:
+def test_image_beyond_the_limit_is_413(models: tuple[LoadedModel, LoadedModel]) -> None:
     with serving(models[0], max_image_pixels=1000) as (client, _):
         assert "more than the limit of 1000" in refused(explain(client), 413)
 
@@ -202,7 +204,7 @@ def test_other_methods_are_405(client: Client) -> None:
     assert (answer.status_code, answer.headers["allow"]) == (405, "POST")
 
 
-def test_key_is_needed_where_keys_are_on(models: tuple[Served, Served], tmp_path: Path) -> None:
+def test_key_is_needed_where_keys_are_on(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     keys.write_text(hashlib.sha256(b"secret").hexdigest() + "\n", encoding="utf-8")
     with serving(models[0], api_keys=keys) as (client, _):
@@ -244,7 +246,7 @@ def test_too_many_wait_no_longer_and_predictions_are_not_held_up(
         return overlay(*args)
 
     monkeypatch.setattr("rayapp.vision.explain.overlay", slow)
-    monkeypatch.setattr(explanations, "MAX_WAITING", 2)
+    monkeypatch.setattr(serve_explain, "MAX_WAITING", 2)
     with ThreadPoolExecutor(6) as threads:
         asked = [threads.submit(explain, client) for _ in range(6)]
         assert entered.wait(30)

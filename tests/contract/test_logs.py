@@ -17,7 +17,7 @@ import pytest
 from httpx import Client, Response
 from prometheus_client.parser import text_string_to_metric_families
 
-from rayapp.serve.replica import Served
+from rayapp.serve.replica import LoadedModel
 from tests.support.serving import PNGS, ask, ask_batch, gated, model, serving, version
 from tests.support.wait import eventually
 
@@ -27,7 +27,7 @@ MODEL = {"images", "model_version", "model_digest", "role"}
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Served, Served]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, LoadedModel]:
     folder = tmp_path_factory.mktemp("models")
     return model(folder, 1), model(folder, 2)
 
@@ -45,7 +45,7 @@ def lines(log: io.StringIO, count: int) -> list[dict[str, Any]]:
 # --- access log -------------------------------------------------------------------------------------------------------
 
 
-def test_an_answered_prediction_is_a_line(models: tuple[Served, Served]) -> None:
+def test_an_answered_prediction_is_a_line(models: tuple[LoadedModel, LoadedModel]) -> None:
     log, before = io.StringIO(), datetime.now(UTC)
     with serving(models[0], log=log, **ON) as (client, _):
         answer = ask(client, x_request_id="job-7.retry_2")
@@ -66,7 +66,7 @@ def test_an_answered_prediction_is_a_line(models: tuple[Served, Served]) -> None
     assert written <= datetime.now(UTC)
 
 
-def test_each_request_is_one_line_with_an_id_of_its_own(models: tuple[Served, Served]) -> None:
+def test_each_request_is_one_line_with_an_id_of_its_own(models: tuple[LoadedModel, LoadedModel]) -> None:
     log = io.StringIO()
     with serving(models[0], log=log, **ON) as (client, _), ThreadPoolExecutor(4) as threads:
         list(threads.map(lambda png: ask(client, png), PNGS[:20]))
@@ -81,7 +81,9 @@ def test_each_request_is_one_line_with_an_id_of_its_own(models: tuple[Served, Se
     assert found[22].keys() == ALWAYS
 
 
-def test_bytes_are_those_of_the_whole_body_in_however_many_pieces_it_comes(models: tuple[Served, Served]) -> None:
+def test_bytes_are_those_of_the_whole_body_in_however_many_pieces_it_comes(
+    models: tuple[LoadedModel, LoadedModel],
+) -> None:
     log = io.StringIO()
 
     def pieces() -> Iterator[bytes]:
@@ -96,7 +98,7 @@ def test_bytes_are_those_of_the_whole_body_in_however_many_pieces_it_comes(model
     assert (line["status"], line["bytes_in"]) == (400, 3000)
 
 
-def test_a_canarys_answer_is_said_to_be_one(models: tuple[Served, Served]) -> None:
+def test_a_canarys_answer_is_said_to_be_one(models: tuple[LoadedModel, LoadedModel]) -> None:
     log = io.StringIO()
     with serving(*models, log=log, canary={"fraction": 0.5}, **ON) as (client, _):
         sides = [version(ask(client, png)) for png in PNGS[:12]]
@@ -122,7 +124,7 @@ def refusals(client: Client) -> list[Response]:
 
 
 def test_a_refused_request_is_a_line_with_what_the_client_was_told(
-    models: tuple[Served, Served], tmp_path: Path
+    models: tuple[LoadedModel, LoadedModel], tmp_path: Path
 ) -> None:
     log, keys = io.StringIO(), tmp_path / "keys"
     keys.write_text(hashlib.sha256(b"secret").hexdigest() + "\n", encoding="utf-8")
@@ -139,7 +141,7 @@ def test_a_refused_request_is_a_line_with_what_the_client_was_told(
     assert "wrong" not in log.getvalue()
 
 
-def test_an_error_of_ours_is_a_line_that_says_no_more_than_the_answer(models: tuple[Served, Served]) -> None:
+def test_an_error_of_ours_is_a_line_that_says_no_more_than_the_answer(models: tuple[LoadedModel, LoadedModel]) -> None:
     def fail() -> None:
         raise RuntimeError("/secret/path is no matrix")
 
@@ -153,7 +155,7 @@ def test_an_error_of_ours_is_a_line_that_says_no_more_than_the_answer(models: tu
     assert "secret" not in log.getvalue() + answer.text
 
 
-def test_a_request_that_takes_too_long_is_a_line(models: tuple[Served, Served]) -> None:
+def test_a_request_that_takes_too_long_is_a_line(models: tuple[LoadedModel, LoadedModel]) -> None:
     log = io.StringIO()
     slow, gate = gated(models[0])
     with serving(slow, log=log, timeout_s=0.2, **ON) as (client, replica):
@@ -167,7 +169,7 @@ def test_a_request_that_takes_too_long_is_a_line(models: tuple[Served, Served]) 
     assert line["seconds"] > 0.1
 
 
-def test_what_a_client_makes_up_is_not_in_the_log(models: tuple[Served, Served]) -> None:
+def test_what_a_client_makes_up_is_not_in_the_log(models: tuple[LoadedModel, LoadedModel]) -> None:
     log = io.StringIO()
     with serving(models[0], log=log, **ON) as (client, _):
         for sent in ('"}{"', "a" * 65, "two words", "../../x", ""):
@@ -180,7 +182,7 @@ def test_what_a_client_makes_up_is_not_in_the_log(models: tuple[Served, Served])
     assert "token" not in log.getvalue()
 
 
-def test_nothing_is_written_unless_it_is_asked_for(models: tuple[Served, Served], tmp_path: Path) -> None:
+def test_nothing_is_written_unless_it_is_asked_for(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
     log, before = io.StringIO(), sorted(tmp_path.rglob("*"))
     with serving(models[0], log=log) as (client, _):
         ask(client)
@@ -205,7 +207,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def test_rows_say_what_the_answers_said(models: tuple[Served, Served], tmp_path: Path) -> None:
+def test_rows_say_what_the_answers_said(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
     with serving(*models, canary={"fraction": 0.5}, **logged(tmp_path)) as (client, _):
         singles = [ask(client, png, x_request_id=f"one-{at}") for at, png in enumerate(PNGS[:8])]
         batch = ask_batch(client, PNGS[8:13], x_request_id="five")
@@ -227,7 +229,7 @@ def test_rows_say_what_the_answers_said(models: tuple[Served, Served], tmp_path:
         assert row["seconds"] > 0
 
 
-def test_a_row_and_a_line_have_the_same_request_id(models: tuple[Served, Served], tmp_path: Path) -> None:
+def test_a_row_and_a_line_have_the_same_request_id(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
     log = io.StringIO()
     with serving(models[0], log=log, **ON, **logged(tmp_path)) as (client, _):
         ask(client)
@@ -239,14 +241,14 @@ def test_a_row_and_a_line_have_the_same_request_id(models: tuple[Served, Served]
     assert sorted(ids) == sorted([line["request_id"] for line in found] + [found[2]["request_id"]] * 2)
 
 
-def test_images_are_in_the_rows_if_they_are_asked_for(models: tuple[Served, Served], tmp_path: Path) -> None:
+def test_images_are_in_the_rows_if_they_are_asked_for(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
     with serving(models[0], **logged(tmp_path, images=True)) as (client, _):
         ask_batch(client, PNGS[:4])
 
     assert sorted(row["image"] for row in rows(tmp_path)) == sorted(PNGS[:4])
 
 
-def test_only_predictions_have_rows(models: tuple[Served, Served], tmp_path: Path) -> None:
+def test_only_predictions_have_rows(models: tuple[LoadedModel, LoadedModel], tmp_path: Path) -> None:
     with serving(models[0], **logged(tmp_path)) as (client, _):
         ask(client, b"no image")
         ask_batch(client, [PNGS[0], b"no image"])
@@ -269,7 +271,7 @@ def numbers(client: Client) -> dict[str, float]:
     return found
 
 
-def test_batches_and_their_times_are_on_metrics(models: tuple[Served, Served]) -> None:
+def test_batches_and_their_times_are_on_metrics(models: tuple[LoadedModel, LoadedModel]) -> None:
     gate_open = threading.Event()
     held, gate = gated(models[0], lambda: gate_open.wait(20), permits=9)
     with serving(held, max_batch=8) as (client, replica), ThreadPoolExecutor(8) as threads:
@@ -292,7 +294,7 @@ def test_batches_and_their_times_are_on_metrics(models: tuple[Served, Served]) -
     assert found["rayapp_decode_seconds_sum"] > 0
 
 
-def test_requests_are_counted_by_endpoint_and_code(models: tuple[Served, Served]) -> None:
+def test_requests_are_counted_by_endpoint_and_code(models: tuple[LoadedModel, LoadedModel]) -> None:
     with serving(models[0]) as (client, _):
         for _ in range(3):
             ask(client)

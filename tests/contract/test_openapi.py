@@ -6,17 +6,17 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rayapp.serve import openapi as description
+from rayapp.serve import openapi
 
 HERE = Path(__file__).parent
 
 
 def test_schema_equals_the_recorded_one():
-    assert description.schema() == json.loads((HERE / "schema.json").read_text())
+    assert openapi.schema() == json.loads((HERE / "schema.json").read_text())
 
 
 def test_operations_and_their_schemas_equal_the_recorded_ones():
-    recorded, ours = json.loads((HERE / "docs.json").read_text()), description.openapi()
+    recorded, ours = json.loads((HERE / "docs.json").read_text()), openapi.openapi()
 
     assert set(ours["paths"]) == set(recorded["paths"])
     for path in ("/predict_image", "/predict_batch", "/get_model_info", "/health"):
@@ -28,7 +28,7 @@ def test_operations_and_their_schemas_equal_the_recorded_ones():
 
 
 def test_every_reference_has_its_schema():
-    ours = description.openapi()
+    ours = openapi.openapi()
 
     assert set(_references(ours)) == {
         f"#/components/schemas/{n}" for n in ("InvalidArgument", "NotFound", "InternalServerError")
@@ -38,9 +38,7 @@ def test_every_reference_has_its_schema():
 
 def test_uploads_are_multipart():
     for name in ("predict_image", "predict_batch"):
-        assert list(description.openapi()["paths"][f"/{name}"]["post"]["requestBody"]["content"]) == [
-            "multipart/form-data"
-        ]
+        assert list(openapi.openapi()["paths"][f"/{name}"]["post"]["requestBody"]["content"]) == ["multipart/form-data"]
 
 
 def _references(node: Any) -> list[str]:

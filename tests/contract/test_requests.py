@@ -1,4 +1,4 @@
-"""What clients of the replaced service can rely on: requests that are served (contract, section 1)."""
+"""What clients of the replaced service can rely on: requests that are served (docs/contract.md, 1)."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_file_names_mean_nothing(client: Client, name: str):
 
 @pytest.mark.parametrize("mode", ["L", "LA", "P", "1", "RGBA", "CMYK", "YCbCr"])
 def test_other_modes_are_served_as_their_conversion_to_rgb(client: Client, mode: str):
-    """FAULTS 48: these were 500."""
+    """docs/faults.md, 48: these were 500."""
     kind = "TIFF" if mode in ("CMYK", "YCbCr") else "PNG"
     data = encoded(picture(7, mode=mode), kind)
     converted = encoded(Image.open(io.BytesIO(data)).convert("RGB"))

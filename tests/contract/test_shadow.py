@@ -19,14 +19,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from rayapp.serve import shadow
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.replica import Replica, Served
+from rayapp.serve.replica import LoadedModel, Replica
 from tests.support.bundles import CLASSES
 from tests.support.images import encoded, picture
 from tests.support.serving import PNGS, Gate, ask, ask_batch, gated, model, serving, version
 from tests.support.wait import eventually
 
 ALL = {"fraction": 1.0}
-Models = tuple[Served, Served]
+Models = tuple[LoadedModel, LoadedModel]
 
 
 @pytest.fixture(scope="module")
@@ -64,12 +64,12 @@ def samples(client: Client) -> dict[tuple[str, ...], float]:
     return {(s.name, *(value for _, value in sorted(s.labels.items()))): s.value for s in found}
 
 
-def rows(served: Served, pngs: Sequence[bytes]) -> np.ndarray:
+def rows(served: LoadedModel, pngs: Sequence[bytes]) -> np.ndarray:
     """(N, K): what a model says of images, asked without a server."""
     return served.predictor.predict(np.stack(served.decode(pngs, 10**8)))
 
 
-def comparison(one: Served, other: Served, pngs: Sequence[bytes]) -> tuple[float, float]:
+def comparison(one: LoadedModel, other: LoadedModel, pngs: Sequence[bytes]) -> tuple[float, float]:
     """Agreement (0-1) and mean confidence shift as they should be."""
     ours_nk, theirs_nk = rows(one, pngs), rows(other, pngs)
     ours = [one.class_names[at] for at in ours_nk.argmax(1)]
@@ -236,7 +236,7 @@ def test_nothing_is_copied_or_dropped_without_a_challenger(models: Models) -> No
         for png in PNGS[:5]:
             ask(client, png)
         assert client.get("/shadow").json() == {"pairs": [], "dropped_images": 0, "failed_images": 0}
-        replica.exchange(*models)
+        replica.swap(*models)
         ask(client)
         only_pair(client, 1)
 
@@ -334,7 +334,7 @@ def test_no_more_copies_wait_than_there_is_room_for(
 
 def test_copies_for_a_challenger_that_has_gone_are_dropped(busy_after: Callable[[int], Busy], models: Models) -> None:
     busy = busy_after(3)
-    busy.replica.exchange(models[0])
+    busy.replica.swap(models[0])
     busy.finish()
 
     assert report(busy.client, 3) == {"pairs": [], "dropped_images": 3, "failed_images": 0}
@@ -359,7 +359,7 @@ def test_copies_that_were_compared_make_room_for_others(models: Models, monkeypa
 # --- what goes wrong --------------------------------------------------------------------------------------------------
 
 
-def failing(served: Served) -> Served:
+def failing(served: LoadedModel) -> LoadedModel:
     def fail() -> None:
         raise RuntimeError("the challenger's weights are odd")
 
@@ -373,7 +373,7 @@ def test_challenger_that_fails_is_counted_and_no_client_sees_it(
         answers = [ask(client, png) for png in PNGS[:4]] + [ask_batch(client, PNGS[:3])]
         assert [version(answer) for answer in answers] == ["1"] * 5
         found = report(client, 7)
-        replica.exchange(*models)
+        replica.swap(*models)
         ask(client)
         after = report(client, 8)
 
@@ -393,7 +393,7 @@ def test_models_that_were_exchanged_are_let_go_of(tmp_path: Path, fails: bool) -
     with serving(champion, challenger, shadow=ALL) as (client, replica):
         ask_batch(client, PNGS[:5])
         report(client, 5)
-        replica.exchange(model(tmp_path, 3))
+        replica.swap(model(tmp_path, 3))
         del champion, challenger
         assert version(ask(client)) == "3"
 

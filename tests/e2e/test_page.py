@@ -17,7 +17,7 @@ import torch
 from playwright.sync_api import Browser, Dialog, Page, ViewportSize, expect, sync_playwright
 
 from rayapp.config.train import ModelConfig
-from rayapp.serve.replica import Served
+from rayapp.serve.replica import LoadedModel
 from rayapp.vision.bundle import write_bundle
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor
@@ -59,12 +59,12 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Served:
+def served(tmp_path: Path) -> LoadedModel:
     return tiny_served(tmp_path / "model")
 
 
 @pytest.fixture(scope="module")
-def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Served:
+def convolutional(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """An untrained network that can be explained; the tiny one has no feature maps."""
     torch.manual_seed(0)
     config = ModelConfig(name="mobilenet_v3_small")
@@ -74,7 +74,7 @@ def convolutional(tmp_path_factory: pytest.TempPathFactory) -> Served:
         model.train()(torch.randint(0, 256, (16, SIDE_PX, SIDE_PX, 3), dtype=torch.uint8))  # fills the norms
     manifest = tiny_manifest(model=config, mean=mean, std=std)
     bundle = write_bundle(tmp_path_factory.mktemp("convolutional"), model, manifest)
-    return Served(Predictor.load(bundle, device="cpu"), tiny_version(1), {"name": "vision", "version": "1"})
+    return LoadedModel(Predictor.load(bundle, device="cpu"), tiny_version(1), {"name": "vision", "version": "1"})
 
 
 @contextlib.contextmanager
@@ -106,7 +106,7 @@ def opened(
 
 
 @pytest.fixture
-def page(browser: Browser, served: Served) -> Iterator[Page]:
+def page(browser: Browser, served: LoadedModel) -> Iterator[Page]:
     """The page of a server with a tiny model."""
     with client_of(served) as client, opened(browser, client) as page:
         yield page
@@ -133,7 +133,7 @@ def drop(page: Page, path: Path) -> None:
     session.detach()
 
 
-def ranked(served: Served, path: Path) -> list[str]:
+def ranked(served: LoadedModel, path: Path) -> list[str]:
     """The classes as the model ranks them, asked without a server."""
     image_hwc = served.spec.decode(path.read_bytes())
     (row_k,) = served.predictor.predict(image_hwc[np.newaxis])
@@ -154,7 +154,7 @@ def sees_bars(page: Page, classes: list[str]) -> None:
 # --- answers ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_dropped_image_is_answered_with_bars(page: Page, served: Served, tmp_path: Path) -> None:
+def test_a_dropped_image_is_answered_with_bars(page: Page, served: LoadedModel, tmp_path: Path) -> None:
     path = saved(tmp_path)
 
     drop(page, path)
@@ -165,7 +165,9 @@ def test_a_dropped_image_is_answered_with_bars(page: Page, served: Served, tmp_p
     expect(page.get_by_text("noise.png", exact=True)).to_be_visible()
 
 
-def test_a_chosen_file_is_answered_and_a_second_one_takes_its_place(page: Page, served: Served, tmp_path: Path) -> None:
+def test_a_chosen_file_is_answered_and_a_second_one_takes_its_place(
+    page: Page, served: LoadedModel, tmp_path: Path
+) -> None:
     first, second = saved(tmp_path), saved(tmp_path, name="other.png", seed=1)
     assert ranked(served, first)[0] != ranked(served, second)[0]
 
@@ -176,7 +178,7 @@ def test_a_chosen_file_is_answered_and_a_second_one_takes_its_place(page: Page, 
         sees_bars(page, ranked(served, path))
 
 
-def test_the_error_of_a_bad_file_is_the_servers_sentence(page: Page, served: Served, tmp_path: Path) -> None:
+def test_the_error_of_a_bad_file_is_the_servers_sentence(page: Page, served: LoadedModel, tmp_path: Path) -> None:
     drop(page, saved(tmp_path, b"no image", name="notes.txt"))
 
     expect(page.locator("#error")).to_have_text(
@@ -199,7 +201,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 def test_a_key_is_asked_for_once_and_used_from_then_on(
-    browser: Browser, served: Served, keys: Path, tmp_path: Path
+    browser: Browser, served: LoadedModel, keys: Path, tmp_path: Path
 ) -> None:
     path = saved(tmp_path)
     with client_of(served, api_keys=keys) as client, opened(browser, client, prompts=[KEY]) as page:
@@ -208,7 +210,9 @@ def test_a_key_is_asked_for_once_and_used_from_then_on(
         sees_bars(page, ranked(served, path))
 
 
-def test_a_wrong_key_is_said_and_asked_for_again(browser: Browser, served: Served, keys: Path, tmp_path: Path) -> None:
+def test_a_wrong_key_is_said_and_asked_for_again(
+    browser: Browser, served: LoadedModel, keys: Path, tmp_path: Path
+) -> None:
     path = saved(tmp_path)
     with client_of(served, api_keys=keys) as client, opened(browser, client, prompts=["wrong", "worse", KEY]) as page:
         expect(page.locator("#model")).to_have_text("The server does not say which model answers.")
@@ -220,7 +224,7 @@ def test_a_wrong_key_is_said_and_asked_for_again(browser: Browser, served: Serve
 
 
 def test_without_a_key_the_server_says_what_is_missing(
-    browser: Browser, served: Served, keys: Path, tmp_path: Path
+    browser: Browser, served: LoadedModel, keys: Path, tmp_path: Path
 ) -> None:
     with client_of(served, api_keys=keys) as client, opened(browser, client) as page:
         drop(page, saved(tmp_path))
@@ -230,7 +234,7 @@ def test_without_a_key_the_server_says_what_is_missing(
 # --- the header -------------------------------------------------------------------------------------------------------
 
 
-def test_the_header_says_which_model_answers_and_how_good_it_is(browser: Browser, served: Served) -> None:
+def test_the_header_says_which_model_answers_and_how_good_it_is(browser: Browser, served: LoadedModel) -> None:
     tested = replace(served, metadata={**served.metadata, "tags": TAGS})
     with client_of(tested) as client, opened(browser, client) as page:
         expect(page.locator("#model")).to_have_text(
@@ -246,7 +250,7 @@ def test_a_model_that_was_not_tested_claims_no_accuracy(page: Page) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_fits_a_phone(browser: Browser, served: Served, tmp_path: Path, scheme: str) -> None:
+def test_the_page_fits_a_phone(browser: Browser, served: LoadedModel, tmp_path: Path, scheme: str) -> None:
     phone = ViewportSize(width=360, height=640)
     path = saved(tmp_path, name="IMG_" + "0123456789" * 8 + ".png")
     with client_of(served) as client, opened(browser, client, viewport=phone, color_scheme=scheme) as page:
@@ -273,7 +277,9 @@ def explained(client: httpx.Client, path: Path, name: str) -> bytes:
     return answer.content
 
 
-def test_the_answer_and_any_other_class_are_explained(browser: Browser, convolutional: Served, tmp_path: Path) -> None:
+def test_the_answer_and_any_other_class_are_explained(
+    browser: Browser, convolutional: LoadedModel, tmp_path: Path
+) -> None:
     path, other = saved(tmp_path), saved(tmp_path, name="other.png", seed=1)
     classes = ranked(convolutional, path)
     with client_of(convolutional) as client, opened(browser, client) as page:
@@ -303,7 +309,7 @@ def test_the_answer_and_any_other_class_are_explained(browser: Browser, convolut
         expect(pressed).to_have_count(0)
 
 
-def test_a_server_that_does_not_explain_is_not_asked_again(page: Page, served: Served, tmp_path: Path) -> None:
+def test_a_server_that_does_not_explain_is_not_asked_again(page: Page, served: LoadedModel, tmp_path: Path) -> None:
     path = saved(tmp_path)
     page.route("**/explain", lambda route: route.fulfill(status=404, content_type="text/plain", body="Not Found"))
     button = page.get_by_role("button", name="Explain")

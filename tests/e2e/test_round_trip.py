@@ -18,7 +18,7 @@ from rayapp.data.datasets import SOURCES, Dataset, DatasetInfo, load
 from rayapp.data.preprocess import Images
 from rayapp.vision.augment import Augment
 from rayapp.vision.bundle import Bundle, Manifest, write_bundle
-from rayapp.vision.loaders import ResidentBatches
+from rayapp.vision.loaders import InMemoryLoader
 from rayapp.vision.loop import EpochReport, fit
 from rayapp.vision.models import ARCHITECTURES, Classifier, build_model
 from rayapp.vision.optim import TrainPlan, build_optimizer
@@ -71,8 +71,8 @@ def trained(name: str, dataset: Dataset) -> tuple[Classifier, EpochReport]:
     model = build_model(ModelConfig(name=name), num_classes=info.num_classes, image_px=px, mean=info.mean, std=info.std)
     shape = {"height_px": info.height_px, "flip": info.flip, "num_classes": info.num_classes}
     augment = Augment.from_config(AugmentConfig(cutout_px=4, random_ops=1, mixup_alpha=0.2), **shape)
-    train = ResidentBatches(images, rows, batch_size=8, device=CPU, augment=augment)
-    validation = ResidentBatches(images, rows, batch_size=8, device=CPU)
+    train = InMemoryLoader(images, rows, batch_size=8, device=CPU, augment=augment)
+    validation = InMemoryLoader(images, rows, batch_size=8, device=CPU)
     (report,) = fit(TrainState.create(model, build_optimizer(model, plan), plan), train, validation)
     assert isinstance(report, EpochReport)
     return model, report

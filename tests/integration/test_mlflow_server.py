@@ -18,7 +18,7 @@ import pytest
 
 from rayapp.errors import RegistryError
 from rayapp.registry.models import Registry
-from rayapp.registry.tracking import MetricLog, Tracker, connected
+from rayapp.registry.tracking import MetricLog, Tracker, mlflow_client
 from tests.support.bundles import write_tiny_bundle
 from tests.support.servers import MlflowServer, answering
 from tests.support.stores import finished, history, home_at, new_run, registered
@@ -50,7 +50,7 @@ def test_two_processes_that_start_at_once_on_a_new_database_both_work(tmp_path: 
     results = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     runs = {output.strip() for output, _ in results}
-    with connected(f"sqlite:///{tmp_path}/new/mlflow.db") as client:
+    with mlflow_client(f"sqlite:///{tmp_path}/new/mlflow.db") as client:
         assert {run.info.run_id for run in client.search_runs(["1"])} == runs
     assert len(runs) == 2
     assert all("Traceback" not in errors for _, errors in results)
@@ -138,7 +138,7 @@ def test_a_bundle_goes_through_a_server_and_back(server: MlflowServer, tmp_path:
     ],
 )
 def test_a_database_without_its_driver_and_an_address_without_a_scheme_are_sentences(uri: str, sentence: str) -> None:
-    with pytest.raises(RegistryError, match=sentence) as caught, connected(uri) as client:
+    with pytest.raises(RegistryError, match=sentence) as caught, mlflow_client(uri) as client:
         client.search_experiments()
     assert "s3cret" not in str(caught.value)
 
@@ -148,7 +148,7 @@ def test_the_advice_on_a_deleted_experiment_works_as_typed(tmp_path: Path) -> No
     home = home_at(tmp_path / "home")
     uri, tracker = home.tracking_uri, Tracker(home.tracking_uri, home.artifacts)
     tracker.open_run("photos", "a run", {}, {})
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         client.delete_experiment(client.get_experiment_by_name("photos").experiment_id)
     with pytest.raises(RegistryError, match="is deleted") as caught:
         tracker.open_run("photos", "a run", {}, {})

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from rayapp.config.train import DataConfig
-from rayapp.data.chunks import Part
+from rayapp.data.chunks import SplitSource
 from rayapp.data.datasets import load
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.vision.augment import Augment
@@ -58,17 +58,17 @@ def folder_set(root: Path, images: list[bytes]) -> str:
 KINDS = {"parquet": parquet_set, "folder": folder_set}
 
 
-def part_of(kind: str, path: str, home: Path) -> Part:
+def part_of(kind: str, path: str, home: Path) -> SplitSource:
     part = load(DataConfig(dataset=kind, path=path, stream=True, on_error="skip"), home).train  # type: ignore[arg-type]
-    assert isinstance(part, Part)
+    assert isinstance(part, SplitSource)
     return part
 
 
-def streamed(part: Part, *, rank: int = 0, world: int = 1, **options: Any):  # type: ignore[no-untyped-def]
-    from rayapp.train.streaming import StreamedBatches
+def streamed(part: SplitSource, *, rank: int = 0, world: int = 1, **options: Any):  # type: ignore[no-untyped-def]
+    from rayapp.train.streaming import StreamingLoader
 
     defaults: dict[str, Any] = {"batch_size": 10, "preprocess": SPEC, "memory_bytes": 64 * 2**20, "on_error": "fail"}
-    return StreamedBatches(part, device=CPU, shard=Shard(rank, world), **(defaults | options))
+    return StreamingLoader(part, device=CPU, shard=Shard(rank, world), **(defaults | options))
 
 
 def numbers(batches: Iterable[Batch]) -> list[int]:

@@ -104,7 +104,7 @@ def predict(home: Home, data: Path, output: Path, /, **more: Any) -> tuple[dict[
 
     said = io.StringIO()
     result = batch_predict(settings(data, output, **more), home, Console(file=said, width=200))
-    return result.as_json(), said.getvalue()
+    return result.to_dict(), said.getvalue()
 
 
 def rows(output: Path) -> dict[tuple[str, int | None], Row]:

@@ -26,7 +26,7 @@ from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.train.checkpoints import Checkpoints
-from rayapp.train.record import Run
+from rayapp.train.record import TrainingRun
 from tests.support.processes import children, kill
 from tests.support.stores import home_at
 
@@ -64,7 +64,7 @@ def assert_same_bits(one: dict, other: dict) -> None:  # type: ignore[type-arg]
 
 
 @pytest.fixture(scope="module")
-def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
+def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     """A run that nothing interrupted."""
     from rayapp.train.driver import train
 
@@ -72,7 +72,7 @@ def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(whole: Run) -> dict[str, object]:
+def uninterrupted(whole: TrainingRun) -> dict[str, object]:
     found = Checkpoints(whole.storage, whole.name).newest()
     assert found is not None
     return found[1]
@@ -172,7 +172,7 @@ def test_F43_a_killed_driver_whose_job_is_tried_again_changes_no_bit_of_the_resu
 
 
 def test_an_unreadable_checkpoint_is_passed_over_and_said(
-    whole: Run, uninterrupted: dict[str, object], tmp_path: Path
+    whole: TrainingRun, uninterrupted: dict[str, object], tmp_path: Path
 ) -> None:
     from rayapp.train.driver import train
 
@@ -193,7 +193,7 @@ def test_two_runs_of_one_name_are_refused(ray_cluster: None, tmp_path: Path) -> 
     from rayapp.train.driver import train
 
     home = home_at(tmp_path)
-    run = Run("nightly", "0" * 32, "training", home.runs / "nightly", settings(name="nightly"))
+    run = TrainingRun("nightly", "0" * 32, "training", home.runs / "nightly", settings(name="nightly"))
     run.save()
     with pytest.raises(ConfigError, match=r"run 'nightly' exists already \(stage: training\); give another --name, or"):
         train(settings(name="nightly"), home)

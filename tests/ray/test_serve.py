@@ -107,7 +107,7 @@ def test_body_that_never_comes_is_answered_through_the_proxy(server: Server):
 
 
 def test_moved_alias_is_followed_without_a_failed_request(server: Server):
-    """FAULTS 46: the alias was read once, at start."""
+    """docs/faults.md, 46: the alias was read once, at start."""
     before = server.version()
     newer = server.site.register(2)
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rayapp.data.chunks import Part
+from rayapp.data.chunks import SplitSource
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError
 from tests.ray.numbered import KINDS, STILL, numbered, numbers, parquet_set, part_of, streamed
@@ -21,11 +21,11 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("ray_cluster")]
 
 
 @pytest.fixture
-def part(tmp_path: Path, home: Path) -> Part:
+def part(tmp_path: Path, home: Path) -> SplitSource:
     return part_of("parquet", parquet_set(tmp_path / "set", [numbered(number) for number in range(211)]), home)
 
 
-def test_ranks_that_hold_all_cpus_do_not_wait_for_each_other(part: Part) -> None:
+def test_ranks_that_hold_all_cpus_do_not_wait_for_each_other(part: SplitSource) -> None:
     import ray
 
     def take(rank: int) -> list[int]:
@@ -46,7 +46,7 @@ def test_ranks_that_hold_all_cpus_do_not_wait_for_each_other(part: Part) -> None
     assert not set(seen[0][:100]) & set(seen[1][:100])
 
 
-def test_too_little_memory_for_a_batch_is_said(part: Part) -> None:
+def test_too_little_memory_for_a_batch_is_said(part: SplitSource) -> None:
     large = PreprocessSpec(height_px=512, width_px=512)
 
     with pytest.raises(

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Generator, Tensor
 
 from rayapp.config.train import AugmentConfig, DataConfig
-from rayapp.data.chunks import Part
+from rayapp.data.chunks import SplitSource
 from rayapp.data.datasets import load
 from rayapp.errors import DataError
 from rayapp.vision.augment import Augment
@@ -27,13 +27,13 @@ NUM_IMAGES = 211  # a prime: nothing comes out even
 @pytest.fixture(autouse=True)
 def several_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """These small sets would be decoded by one task."""
-    from rayapp.runtime import decode as decoding
+    from rayapp.runtime import decode
 
-    monkeypatch.setattr(decoding, "TASK_IMAGES", 24)
+    monkeypatch.setattr(decode, "TASK_IMAGES", 24)
 
 
 @pytest.fixture(params=["parquet", "folder"])
-def part(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Part:
+def part(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> SplitSource:
     images = [numbered(number) for number in range(NUM_IMAGES)]
     return part_of(request.param, KINDS[request.param](tmp_path / "set", images), home)
 
@@ -42,7 +42,7 @@ def part(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Part:
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_ranks_take_each_image_once_and_equally_many_batches(part: Part, world: int) -> None:
+def test_ranks_take_each_image_once_and_equally_many_batches(part: SplitSource, world: int) -> None:
     ranks = [streamed(part, rank=rank, world=world, batch_size=7, augment=STILL) for rank in range(world)]
     seen = [numbers(rank.epoch(0)) for rank in ranks]
 
@@ -52,7 +52,7 @@ def test_ranks_take_each_image_once_and_equally_many_batches(part: Part, world: 
     assert len(set().union(*seen)) == 7 * num_batches * world
 
 
-def test_each_epoch_has_another_order_and_the_same_epoch_the_same(part: Part) -> None:
+def test_each_epoch_has_another_order_and_the_same_epoch_the_same(part: SplitSource) -> None:
     batches, again = streamed(part, augment=STILL, seed=1), streamed(part, augment=STILL, seed=1)
     first = numbers(batches.epoch(0))
 
@@ -73,7 +73,7 @@ def test_classes_are_mixed_also_where_they_come_one_after_the_other(tmp_path: Pa
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])
-def test_evaluation_counts_each_image_once_and_keeps_the_order(part: Part, world: int) -> None:
+def test_evaluation_counts_each_image_once_and_keeps_the_order(part: SplitSource, world: int) -> None:
     ranks = [streamed(part, rank=rank, world=world, batch_size=16) for rank in range(world)]
     seen = [numbers(rank.epoch(0)) for rank in ranks]
 
@@ -102,7 +102,7 @@ def test_fewer_images_than_a_batch_are_one_smaller_batch(tmp_path: Path, home: P
 
 
 @pytest.mark.parametrize("world", [1, 2])
-def test_F43_an_epoch_goes_on_with_the_same_bits(part: Part, world: int) -> None:
+def test_F43_an_epoch_goes_on_with_the_same_bits(part: SplitSource, world: int) -> None:
     config = AugmentConfig(cutout_px=2, random_ops=1, mixup_alpha=0.4)
     augment = Augment.from_config(config, height_px=8, flip=True, num_classes=3)
     batches = streamed(part, rank=world - 1, world=world, augment=augment)
@@ -116,7 +116,7 @@ def test_F43_an_epoch_goes_on_with_the_same_bits(part: Part, world: int) -> None
     assert whole[0].targets_nk is not None
 
 
-def test_each_batch_has_random_numbers_of_its_own(part: Part) -> None:
+def test_each_batch_has_random_numbers_of_its_own(part: SplitSource) -> None:
     seeds: list[int] = []
 
     def noted(images_nhwc: Tensor, labels_n: Tensor, generator: Generator) -> tuple[Tensor, None]:
@@ -159,15 +159,15 @@ def test_a_file_that_cannot_be_read_for_a_moment_is_tried_again(tmp_path: Path, 
     assert sorted(seen) == list(range(30))
 
 
-def test_with_another_number_of_ranks_an_epoch_goes_on_with_about_the_rest(part: Part) -> None:
+def test_with_another_number_of_ranks_an_epoch_goes_on_with_about_the_rest(part: SplitSource) -> None:
     ranks = [streamed(part, rank=rank, world=3, batch_size=7, augment=STILL) for rank in range(3)]
-    seen = [numbers(rank.epoch(0, done=100)) for rank in ranks]
+    seen = [numbers(rank.epoch(0, samples_seen=100)) for rank in ranks]
 
     assert [len(of_rank) for of_rank in seen] == [7 * ranks[0].num_batches(100)] * 3
     assert 211 - 100 - 21 <= len(set(itertools.chain(*seen))) <= 211 - 100 + 21
 
 
-def test_an_epoch_that_is_left_early_ends(part: Part) -> None:
+def test_an_epoch_that_is_left_early_ends(part: SplitSource) -> None:
     batches = streamed(part, augment=STILL)
     epoch = batches.epoch(0)
     first = next(epoch)
@@ -206,13 +206,13 @@ def test_images_of_all_kinds_are_those_of_the_set_in_memory(tmp_path: Path, home
 
 
 @pytest.fixture(params=["parquet", "folder"])
-def broken(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> Part:
+def broken(request: pytest.FixtureRequest, tmp_path: Path, home: Path) -> SplitSource:
     """Images 0, 50 and 51 of 100 are corrupt."""
     images = [b"no image" if number in (0, 50, 51) else numbered(number) for number in range(100)]
     return part_of(request.param, KINDS[request.param](tmp_path / "set", images), home)
 
 
-def test_a_corrupt_image_ends_the_epoch_and_is_named(broken: Part) -> None:
+def test_a_corrupt_image_ends_the_epoch_and_is_named(broken: SplitSource) -> None:
     for options in ({"augment": STILL}, {}):
         with pytest.raises(
             DataError, match=r"set/.*(row \d+|png) \(the image cannot be decoded\); replace it, or .* skip"
@@ -220,7 +220,9 @@ def test_a_corrupt_image_ends_the_epoch_and_is_named(broken: Part) -> None:
             list(streamed(broken, **options).epoch(0))
 
 
-def test_the_place_of_a_corrupt_image_is_taken_by_another_one(broken: Part, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_place_of_a_corrupt_image_is_taken_by_another_one(
+    broken: SplitSource, caplog: pytest.LogCaptureFixture
+) -> None:
     batches = streamed(broken, augment=STILL, on_error="skip")
     seen = numbers(batches.epoch(0))
 
@@ -236,7 +238,7 @@ def test_the_place_of_a_corrupt_image_is_taken_by_another_one(broken: Part, capl
     assert seen[70:] == numbers(streamed(broken, augment=STILL, on_error="skip").epoch(0, 70))
 
 
-def test_evaluation_leaves_corrupt_images_out(broken: Part) -> None:
+def test_evaluation_leaves_corrupt_images_out(broken: SplitSource) -> None:
     seen = numbers(streamed(broken, on_error="skip").epoch(0))
 
     assert sorted(seen) == sorted(set(range(100)) - {0, 50, 51})

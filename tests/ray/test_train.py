@@ -21,7 +21,7 @@ from rayapp.config.commands import TrainSettings
 from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.errors import ConfigError
-from rayapp.runtime.progress import Board
+from rayapp.runtime.progress import ProgressActor
 from tests.support.servers import MlflowServer
 from tests.support.stores import home_at
 from tests.support.wait import until
@@ -52,7 +52,7 @@ def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory):  # typ
 
 def test_two_workers_train_one_model_that_is_registered_as_challenger(trained) -> None:  # type: ignore[no-untyped-def]
     home, result = trained
-    said = result.as_json()
+    said = result.to_dict()
     assert said["model_uri"] == "models:/vision/1"
     assert said["model_version"] == 1
     assert said["epochs"] == 2
@@ -138,7 +138,7 @@ def test_a_full_cluster_is_waited_for_and_it_is_said(ray_cluster: None, tmp_path
 
     from rayapp.train.driver import train
 
-    other = ray.remote(num_cpus=2)(Board).remote()
+    other = ray.remote(num_cpus=2)(ProgressActor).remote()
     ray.get(other.reason.remote())  # type: ignore[attr-defined]
     home = home_at(tmp_path)
     said = tmp_path / "said"
@@ -231,7 +231,7 @@ def test_F29_killing_mlflow_does_not_stop_training_and_resume_delivers(
     ray_cluster: None, tmp_path: Path, mlflow_server: MlflowServer
 ) -> None:
     from rayapp.errors import RegistryError
-    from rayapp.train import publish as delivery
+    from rayapp.train import publish
     from rayapp.train.driver import train
 
     home = Home(folder=tmp_path, tracking_uri=mlflow_server.uri)
@@ -243,7 +243,7 @@ def test_F29_killing_mlflow_does_not_stop_training_and_resume_delivers(
 
     killer = in_background(kill_mlflow)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(delivery, "DELIVERY_TIMEOUT_S", 3.0)
+        patch.setattr(publish, "PUBLISH_TIMEOUT_S", 3.0)
         with pytest.raises(
             RegistryError, match=r"the model is trained and kept in .* send it with: rayapp train --resume"
         ):

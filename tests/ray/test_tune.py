@@ -91,7 +91,7 @@ def test_F8_F44_a_sweep_stops_the_bad_trials_early_and_records_each_once(data: P
     tuned = tune(settings(data, budget={"trials": 6}), own_home, Console(file=said, width=160))
 
     parent, children = runs_of(own_home)
-    result = tuned.as_json()
+    result = tuned.to_dict()
     assert result["trials"] == len(children) == 6
     assert result["stopped"] >= 1
     assert result["epochs"] < result["epochs_without_stopping"] == 18
@@ -193,7 +193,7 @@ def test_F24_the_winner_is_trained_again_registered_and_evaluated_once(data: Pat
     winner = {"seeds": 2, "epochs": 2}
     tuned = tune(settings(data, budget={"trials": 2}, then_train=True, winner=winner), own_home)
 
-    found = tuned.as_json()["winner"]
+    found = tuned.to_dict()["winner"]
     assert len(found["val_accuracies"]) == 2
     (version,) = Registry(own_home.tracking_uri).versions()
     assert (version.uri, version.aliases) == (found["model_uri"], ("challenger",))

@@ -20,7 +20,7 @@ from rayapp.data.datasets import DatasetInfo
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import RegistryError, RegistryUnavailable
 from rayapp.registry.uris import ModelVersion
-from rayapp.serve.replica import Served
+from rayapp.serve.replica import LoadedModel
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest, write_bundle
 from rayapp.vision.models import build_model
 from rayapp.vision.predictor import Predictor
@@ -165,12 +165,12 @@ class Shelf:
         }
 
 
-def tiny_served(folder: Path, *, version: int = 1) -> Served:
+def tiny_served(folder: Path, *, version: int = 1) -> LoadedModel:
     """A loaded tiny model."""
     shelf = Shelf(folder)
     shelf.add(version)
     found = tiny_version(version)
-    return Served(Predictor.load(shelf.download(found, folder), device="cpu"), found, shelf.metadata(found))
+    return LoadedModel(Predictor.load(shelf.download(found, folder), device="cpu"), found, shelf.metadata(found))
 
 
 def written_for(folder: Path, info: DatasetInfo) -> Bundle:

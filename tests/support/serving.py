@@ -20,7 +20,7 @@ from rayapp.data.preprocess import UInt8Array
 from rayapp.serve.asgi import build_app, prediction
 from rayapp.serve.logs import Logs
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.replica import Replica, Served
+from rayapp.serve.replica import LoadedModel, Replica
 from rayapp.vision.predictor import Predictor
 from tests.support.bundles import CLASSES, tiny_version, write_tiny_bundle
 from tests.support.images import encoded, picture
@@ -34,7 +34,7 @@ def quick_args(**changes: Any) -> ServeArgs:
 
 
 @contextlib.contextmanager
-def client_of(served: Served, **changes: Any) -> Iterator[httpx.Client]:
+def client_of(served: LoadedModel, **changes: Any) -> Iterator[httpx.Client]:
     """A client of a server that answers with served, with settings of its own."""
     args = quick_args(**changes)
     metrics = Metrics()
@@ -62,7 +62,7 @@ def listening(app: ASGIApp) -> Iterator[str]:
 
 def model(
     folder: Path, version: int, *, seed: int | None = None, side_px: int = 32, classes: tuple[str, ...] = CLASSES
-) -> Served:
+) -> LoadedModel:
     """A loaded tiny model; version 1 is the champion, others are challengers. Equal seeds make equal weights."""
     bundle = write_tiny_bundle(
         folder / f"{version}-{seed}-{side_px}-{len(classes)}",
@@ -71,17 +71,19 @@ def model(
         side_px=side_px,
     )
     alias = "champion" if version == 1 else "challenger"
-    return Served(Predictor.load(bundle, device="cpu"), tiny_version(version, alias=alias), {"version": str(version)})
+    return LoadedModel(
+        Predictor.load(bundle, device="cpu"), tiny_version(version, alias=alias), {"version": str(version)}
+    )
 
 
 @contextlib.contextmanager
 def serving(
-    champion: Served, second: Served | None = None, *, log: TextIO | None = None, **changes: Any
+    champion: LoadedModel, second: LoadedModel | None = None, *, log: TextIO | None = None, **changes: Any
 ) -> Iterator[tuple[Client, Replica]]:
     """A client of a server that answers with two models, and its replica, to exchange them. Lines go to log."""
     args, metrics = quick_args(**changes), Metrics()
     replica, logs = Replica(champion, args, metrics), Logs(args, metrics, replica="one", stream=log)
-    replica.exchange(champion, second)
+    replica.swap(champion, second)
     del champion, second  # the tests look at who keeps them
     app = build_app(replica, args, metrics, logs=logs)
     with listening(app) as url, Client(base_url=url, timeout=60) as client:
@@ -93,7 +95,7 @@ def serving(
 class Gate:
     """A predictor before a model: each batch waits for a permit, and what it is told is done first."""
 
-    def __init__(self, served: Served, before: Callable[[], object] = lambda: None, *, permits: int = 0) -> None:
+    def __init__(self, served: LoadedModel, before: Callable[[], object] = lambda: None, *, permits: int = 0) -> None:
         self.bundle, self.device = served.predictor.bundle, served.predictor.device
         self._predict, self._before = served.predictor.predict, before
         self._permits = threading.Semaphore(permits)
@@ -114,10 +116,12 @@ class Gate:
         assert self.entered.acquire(timeout=30)
 
 
-def gated(served: Served, before: Callable[[], object] = lambda: None, *, permits: int = 0) -> tuple[Served, Gate]:
+def gated(
+    served: LoadedModel, before: Callable[[], object] = lambda: None, *, permits: int = 0
+) -> tuple[LoadedModel, Gate]:
     """A served model behind a gate, and the gate."""
     gate = Gate(served, before, permits=permits)
-    return Served(gate, served.version, served.metadata), gate  # type: ignore[arg-type]
+    return LoadedModel(gate, served.version, served.metadata), gate  # type: ignore[arg-type]
 
 
 def ask(client: Client, png: bytes = PNGS[0], **headers: str) -> Response:
@@ -138,7 +142,7 @@ def version(answer: Response) -> str:
     return answer.headers["x-model-version"]
 
 
-def expected(served: Served, png: bytes) -> dict[str, Any]:
+def expected(served: LoadedModel, png: bytes) -> dict[str, Any]:
     """The answer that a model gives, asked without a server."""
     (row_k,) = served.predictor.predict(np.stack(served.decode([png], 10**8)))
     return prediction(row_k, served.class_names)

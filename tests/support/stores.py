@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rayapp.config.env import Home
 from rayapp.registry.models import ModelVersion, Registry
-from rayapp.registry.tracking import Tracker, connected
+from rayapp.registry.tracking import Tracker, mlflow_client
 
 PARAMS = {"model.name": "resnet18", "data.dataset": "digits", "data.path": "/secret/place", "plan.batch_size": "128"}
 PARAMS |= {"plan.peak_lr": "0.4", "plan.epochs": "8", "seed": "0", "compute.storage_path": "s3://secret"}
@@ -20,7 +20,7 @@ def _tables() -> bytes:
     """A database with MLflow's tables, which take 3 s to make."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "mlflow.db"
-        with connected(f"sqlite:///{path}"):
+        with mlflow_client(f"sqlite:///{path}"):
             pass
         return path.read_bytes()
 
@@ -45,7 +45,7 @@ def registered(tracker: Tracker, registry: Registry, folder: Path) -> ModelVersi
 
 def history(uri: str, run_id: str, name: str) -> list[tuple[int, float]]:
     """(step, value) of a metric, in the order of time."""
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         found = sorted(client.get_metric_history(run_id, name), key=lambda m: (m.timestamp, m.step))
         return [(m.step, m.value) for m in found]
 

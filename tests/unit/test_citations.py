@@ -37,10 +37,10 @@ def test_every_citation_leads_somewhere() -> None:
 @pytest.mark.parametrize(
     ("text", "found"),
     [
-        ("stops nothing (FAULTS 8)", []),
+        ("stops nothing (docs/faults.md, 8)", []),
         ("stops nothing (docs/faults.md, 80)", ["fault 80"]),
         ("def test_F0_a_fault_that_is_not_there", ["fault 0"]),
-        ("as the contract says (contract, sections 1.3 and 2.3)", []),
+        ("as the contract says (docs/contract.md, 1.3 and 2.3)", []),
         ("as the contract says (docs/contract.md, 1.9)", ["section 1.9"]),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from rayapp import verbs
-from rayapp.runtime.progress import Board, say, shown
+from rayapp.runtime.progress import ProgressActor, live_progress, print_line
 from rayapp.vision.metrics import score
 
 # What rich would take for its markup, an end of one that was never begun (a traceback), a link, or an emoji
@@ -43,12 +43,12 @@ def test_names_are_shown_as_they_are(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_lines_are_shown_as_they_are(name: str) -> None:
     """What workers say, and paths, sentences and names of runs in lines of our own."""
-    file, board = io.StringIO(), Board()
+    file, board = io.StringIO(), ProgressActor()
     board.say(f"said {name}")
     board.write(f"line {name}")
     console = Console(file=file, width=200)
-    say(console, f"run {name}")
-    with shown(board, console, f"before {name}"):
+    print_line(console, f"run {name}")
+    with live_progress(board, console, f"before {name}"):
         pass
 
     assert file.getvalue().splitlines() == [f"run {name}", f"before {name}", f"said {name}", f"line {name}"]

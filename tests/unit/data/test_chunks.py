@@ -10,17 +10,17 @@ import pytest
 
 from rayapp.config.train import DataConfig
 from rayapp.data import sources
-from rayapp.data.chunks import Part, in_groups
+from rayapp.data.chunks import SplitSource, in_groups
 from rayapp.errors import DataError
 from tests.support.images import png, write_folder, write_parquet
 
 
-def names(part: Part) -> list[str]:
+def names(part: SplitSource) -> list[str]:
     return [item.name.rsplit("set/", 1)[1] for item in part.items()]
 
 
 @pytest.fixture
-def rows(tmp_path: Path, home: Path) -> Part:
+def rows(tmp_path: Path, home: Path) -> SplitSource:
     """Eight rows of two files, in row groups of 3, 2 and 3."""
     write_parquet(tmp_path / "set" / "train-0.parquet", [0, 1, 0, 1, 0])
     write_parquet(tmp_path / "set" / "train-1.parquet", [1, 1, 0])
@@ -28,7 +28,7 @@ def rows(tmp_path: Path, home: Path) -> Part:
     return sources.parquet(DataConfig(dataset="parquet", path=str(tmp_path / "set")), home).train
 
 
-def test_a_chunk_of_parquet_is_a_row_group(rows: Part):
+def test_a_chunk_of_parquet_is_a_row_group(rows: SplitSource):
     assert [len(chunk) for chunk in rows.chunks] == [3, 2, 3]
     assert rows.starts_m.tolist() == [0, 3, 5]
     assert [chunk.labels_n.tolist() for chunk in rows.chunks] == [[0, 1, 0], [1, 0], [1, 1, 0]]
@@ -49,7 +49,7 @@ def test_a_chunk_of_a_folder_is_a_few_files_of_one_class(tmp_path: Path, home: P
     assert not any(chunk.scattered for chunk in part.chunks)
 
 
-def test_a_subset_of_a_subset_keeps_order_names_and_labels(rows: Part):
+def test_a_subset_of_a_subset_keeps_order_names_and_labels(rows: SplitSource):
     odd = rows.subset(np.array([1, 3, 4, 6, 7]))
     some = odd.subset(np.array([0, 2, 4]))
 
@@ -59,20 +59,20 @@ def test_a_subset_of_a_subset_keeps_order_names_and_labels(rows: Part):
     assert [item.read() for item in some.items()] == [png(7 * index) for index in (1, 4, 2)]
 
 
-def test_groups_have_so_many_images_whatever_the_chunks(rows: Part):
+def test_groups_have_so_many_images_whatever_the_chunks(rows: SplitSource):
     for num_images in (1, 2, 3, 4, 8, 100):
-        groups = [Part(tuple(group)) for group in in_groups(rows.chunks, num_images)]
+        groups = [SplitSource(tuple(group)) for group in in_groups(rows.chunks, num_images)]
 
         assert [len(group.labels_n) for group in groups[:-1]] == [num_images] * (len(groups) - 1)
         assert [name for group in groups for name in names(group)] == names(rows)
 
 
-def test_a_chunk_without_wanted_images_is_gone(rows: Part):
+def test_a_chunk_without_wanted_images_is_gone(rows: SplitSource):
     assert [len(chunk) for chunk in rows.subset(np.array([0, 5])).chunks] == [1, 1]
     assert names(rows.subset(np.array([7]))) == ["train-1.parquet, row 2"]
 
 
-def test_a_chunk_can_be_read_elsewhere(rows: Part):
+def test_a_chunk_can_be_read_elsewhere(rows: SplitSource):
     sent = pickle.dumps(rows.subset(np.array([4, 5])).chunks)
     chunks = pickle.loads(sent)
 

@@ -9,7 +9,7 @@ import pytest
 
 from rayapp.config.train import DataConfig
 from rayapp.data import datasets
-from rayapp.data.chunks import Part
+from rayapp.data.chunks import SplitSource
 from rayapp.data.datasets import load
 from rayapp.errors import DataError
 from tests.support.images import open_folder, open_parquet, write_folder
@@ -92,7 +92,7 @@ def test_a_streamed_set_is_the_same_set_before_it_is_decoded(tmp_path: Path, hom
     whole, streamed = open_folder(root, home), open_folder(root, home, stream=True)
     config = DataConfig()
 
-    assert isinstance(streamed.train, Part)
+    assert isinstance(streamed.train, SplitSource)
     assert streamed.info == whole.info  # mean and std too: of a small set all images are looked at
     assert streamed.split(config).digest == whole.split(config).digest
     assert np.array_equal(streamed.train.labels_n, whole.train.labels_n)

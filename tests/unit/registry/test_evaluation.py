@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from rayapp.config.commands import EvaluateSettings
 from rayapp.config.env import Home
 from rayapp.data.datasets import load
-from rayapp.registry.evaluation import evaluate
+from rayapp.registry.evaluation import evaluate_version
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
 from tests.support.bundles import digits_bundle
@@ -31,8 +31,8 @@ def registered(tmp_path: Path) -> Home:
 
 
 def test_the_figures_are_on_the_version_and_the_files_at_the_run(registered: Home) -> None:
-    evaluation = evaluate(EvaluateSettings(), registered)
-    said = evaluation.as_json()
+    evaluation = evaluate_version(EvaluateSettings(), registered)
+    said = evaluation.to_dict()
     assert said["n"] == 360
     assert said["test_accuracy_low"] <= said["test_accuracy"] <= said["test_accuracy_high"]
     client = MlflowClient(registered.tracking_uri)
@@ -48,23 +48,23 @@ def test_the_figures_are_on_the_version_and_the_files_at_the_run(registered: Hom
 
 
 def test_F23_test_figures_never_become_metrics_of_the_run(registered: Home) -> None:
-    evaluation = evaluate(EvaluateSettings(), registered)
+    evaluation = evaluate_version(EvaluateSettings(), registered)
     run = MlflowClient(registered.tracking_uri).get_run(evaluation.version.run_id)
     assert run.data.metrics == {}
     assert not [tag for tag in run.data.tags if "test" in tag]
 
 
 def test_opening_the_test_split_again_is_counted_and_said(registered: Home, caplog: pytest.LogCaptureFixture) -> None:
-    first = evaluate(EvaluateSettings(), registered)
-    second = evaluate(EvaluateSettings(), registered)
-    assert second.as_json()["test_accuracy"] == first.as_json()["test_accuracy"]
+    first = evaluate_version(EvaluateSettings(), registered)
+    second = evaluate_version(EvaluateSettings(), registered)
+    assert second.to_dict()["test_accuracy"] == first.to_dict()["test_accuracy"]
     assert "the test split is opened for models:/vision/1 for the 2. time" in caplog.text
     version = MlflowClient(registered.tracking_uri).get_model_version("vision", "1")
     assert version.tags["test_opened"] == "2"
 
 
 def test_validation_leaves_the_test_split_closed(registered: Home) -> None:
-    said = evaluate(EvaluateSettings(split="validation"), registered).as_json()
+    said = evaluate_version(EvaluateSettings(split="validation"), registered).to_dict()
     assert said["n"] == 144
     assert "test_accuracy" not in said
     assert "test_opened" not in MlflowClient(registered.tracking_uri).get_model_version("vision", "1").tags

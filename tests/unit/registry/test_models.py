@@ -13,7 +13,7 @@ import pytest
 
 from rayapp.errors import BundleError, RegistryError
 from rayapp.registry.models import Registry
-from rayapp.registry.tracking import MetricLog, Tracker, connected
+from rayapp.registry.tracking import MetricLog, Tracker, mlflow_client
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle
 from tests.support.bundles import write_tiny_bundle
 from tests.support.stores import new_run, registered
@@ -146,7 +146,7 @@ def test_a_stage_works_and_warns(
 ) -> None:
     registered(tracker, registry, bundle_folder)
     registered(tracker, registry, bundle_folder)
-    with connected(uri) as client, pytest.warns(FutureWarning, match=r"stages will be removed"):
+    with mlflow_client(uri) as client, pytest.warns(FutureWarning, match=r"stages will be removed"):
         client.transition_model_version_stage("vision", "1", "Production")
     for _ in range(2):
         with pytest.warns(
@@ -372,7 +372,7 @@ def test_metadata_has_the_fields_of_the_way_a_model_was_named(
     assert set(by_alias) == common | {"name", "version", "alias", "aliases"}
     assert (by_alias["version"], by_alias["alias"], by_alias["aliases"]) == ("1", "challenger", ["challenger"])
     assert set(registry.metadata(registry.resolve("models:/vision/1"))) == common | {"name", "version"}
-    with connected(uri) as client, pytest.warns(FutureWarning, match="stages will be removed"):
+    with mlflow_client(uri) as client, pytest.warns(FutureWarning, match="stages will be removed"):
         client.transition_model_version_stage("vision", "1", "Production")
     with pytest.warns(DeprecationWarning, match="names a stage"):
         by_stage = registry.metadata(registry.resolve("models:/vision/production"))

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rayapp.registry.models import Registry
-from rayapp.registry.tracking import Tracker, connected
+from rayapp.registry.tracking import Tracker, mlflow_client
 from tests.support.stores import new_run, registered
 
 Files = dict[str, int]
@@ -75,11 +75,11 @@ def test_artifacts_that_somebody_keeps_elsewhere_stay_there(uri: str, home: Path
     other = tmp_path / "other" / "artifacts"
     other.mkdir(parents=True)
     places = ["s3://bucket/artifacts", other.as_uri(), (tmp_path / "link" / "artifacts").as_uri()]
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         ids = [client.create_experiment(f"e{n}", artifact_location=place) for n, place in enumerate(places)]
         for experiment in ids:
             client.create_run(experiment)
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         assert [client.get_experiment(experiment).artifact_location for experiment in ids] == places
 
 
@@ -87,5 +87,5 @@ def test_a_run_of_an_sqlite_store_elsewhere_is_left_alone(uri: str, home: Path, 
     """MLFLOW_TRACKING_URI may name a database, whose artifacts lie in RAYAPP_HOME."""
     tracker = Tracker(uri, tmp_path / "mine" / "artifacts")
     run = new_run(tracker)
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         assert client.get_run(run).info.artifact_uri.startswith((tmp_path / "mine" / "artifacts").as_uri())

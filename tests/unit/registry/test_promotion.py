@@ -12,7 +12,7 @@ from rayapp.config.commands import PromoteSettings, RollbackSettings
 from rayapp.errors import BundleError, PromotionRefused, RegistryError
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.registry.promotion import Score, decide, promote, rollback
-from rayapp.registry.tracking import Tracker, connected
+from rayapp.registry.tracking import Tracker, mlflow_client
 from tests.support.stores import registered
 
 
@@ -106,7 +106,7 @@ def test_promotion_moves_the_alias_and_records_who_when_and_why(
     first = promote(registry, PromoteSettings(version=1))
     assert (first.verdict, first.model_version, first.previous_version) == ("promoted", 1, None)
     second = promote(registry, PromoteSettings(version=2, reason="more data"))
-    assert second.as_json() == {
+    assert second.to_dict() == {
         "verdict": "promoted",
         "model_version": 2,
         "model_uri": "models:/vision/2",
@@ -211,7 +211,7 @@ def test_force_is_for_the_gate_and_not_for_what_no_server_can_load(
     promote(registry, PromoteSettings(version=2))
     (home / "foreign").mkdir()
     (home / "foreign" / "model.pkl").write_bytes(b"sklearn")
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         foreign = client.create_model_version("vision", (home / "foreign").as_uri(), versions[0].run_id)
     with pytest.raises(BundleError, match=r"models:/vision/4 holds no bundle: .* lacks manifest.json, model.onnx"):
         promote(registry, PromoteSettings(version=int(foreign.version), force=True, reason="why not"))

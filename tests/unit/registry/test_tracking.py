@@ -13,7 +13,7 @@ import pytest
 from rayapp.errors import RegistryError
 from rayapp.registry.models import Registry
 from rayapp.registry.spool import Spool
-from rayapp.registry.tracking import MetricLog, Tracker, connected
+from rayapp.registry.tracking import MetricLog, Tracker, mlflow_client
 from tests.support.stores import finished, history, new_run
 
 # --- runs -------------------------------------------------------------------------------------------------------------
@@ -22,7 +22,7 @@ from tests.support.stores import finished, history, new_run
 def test_a_run_holds_all_its_params_and_tags(tracker: Tracker, uri: str) -> None:
     params = {f"p.{i}": str(i) for i in range(250)} | {"long": "x" * 7000}
     run_id = tracker.open_run("rayapp", "my run", params, {"git_sha": "abc", "empty": "", "long": "x" * 9000})
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         run = client.get_run(run_id)
     assert run.data.params == params | {"long": "x" * 6000}
     assert {k: v for k, v in run.data.tags.items() if k != "long"} == {
@@ -37,7 +37,7 @@ def test_a_run_holds_all_its_params_and_tags(tracker: Tracker, uri: str) -> None
 @pytest.mark.parametrize("status", ["FINISHED", "KILLED", "FAILED"])
 def test_F44_a_closed_run_does_not_stay_running(tracker: Tracker, uri: str, run_id: str, status: str) -> None:
     tracker.close_run(run_id, status)  # type: ignore[arg-type]
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         run = client.get_run(run_id)
     assert run.info.status == status
     assert run.info.end_time >= run.info.start_time
@@ -46,14 +46,14 @@ def test_F44_a_closed_run_does_not_stay_running(tracker: Tracker, uri: str, run_
 def test_F44_a_resumed_run_is_the_same_run(tracker: Tracker, uri: str, run_id: str) -> None:
     tracker.close_run(run_id, "KILLED")
     tracker.resume_run(run_id)
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         assert client.get_run(run_id).info.status == "RUNNING"
         assert len(client.search_runs([client.get_run(run_id).info.experiment_id])) == 1
 
 
 def test_runs_of_a_name_share_an_experiment(tracker: Tracker, uri: str) -> None:
     runs = [tracker.open_run(name, "r", {}, {}) for name in ("a", "a", "b")]
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         first, second, third = (client.get_run(run).info.experiment_id for run in runs)
     assert first == second != third
 
@@ -76,7 +76,7 @@ def test_artifacts_lie_in_the_home_and_nowhere_else(
 def test_a_table_written_twice_holds_the_second_one(tracker: Tracker, uri: str, run_id: str, tmp_path: Path) -> None:
     for recall in (0.5, 0.6):
         tracker.log_table(run_id, {"name": ["cat", "dog"], "recall": [recall, 1.0]}, "evaluation/classes_table.json")
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         path = client.download_artifacts(run_id, "evaluation/classes_table.json", str(tmp_path))
         tables = json.loads(client.get_run(run_id).data.tags["mlflow.loggedArtifacts"])
     assert json.loads(Path(path).read_text()) == {"columns": ["name", "recall"], "data": [["cat", 0.6], ["dog", 1.0]]}
@@ -84,7 +84,7 @@ def test_a_table_written_twice_holds_the_second_one(tracker: Tracker, uri: str, 
 
 
 def test_a_deleted_experiment_is_named(tracker: Tracker, uri: str, run_id: str) -> None:
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         number = client.get_run(run_id).info.experiment_id
         client.delete_experiment(number)
     with pytest.raises(
@@ -101,7 +101,7 @@ def test_past_runs_are_the_finished_ones_with_all_tags_newest_first(tracker: Tra
     for status in ("KILLED", "FAILED"):
         tracker.close_run(tracker.open_run("rayapp", "r", {}, tags), status)  # type: ignore[arg-type]
     tracker.open_run("rayapp", "r", {}, tags)  # still running
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         for value in (3.0, 2.0):
             client.log_metric(wanted[2], "seconds", value)
     past = tracker.past_runs(tags)

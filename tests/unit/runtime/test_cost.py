@@ -12,15 +12,15 @@ from rayapp.config.parse import load
 from rayapp.config.train import CostConfig
 from rayapp.errors import ConfigError
 from rayapp.provenance import recipe_digest
-from rayapp.registry.tracking import PastRun, Tracker, connected
+from rayapp.registry.tracking import PastRun, Tracker, mlflow_client
 from rayapp.runtime.cost import (
     LIST_USD_PER_HOUR,
     NodeUse,
     cost_usd,
-    nodes_of,
+    count_nodes,
     usd_per_hour,
 )
-from rayapp.train.estimate import Expected, expected, look_back
+from rayapp.train.estimate import Expected, expected_cost, summarise
 
 
 def node(node_id: str, **resources: float) -> dict[str, Any]:
@@ -44,19 +44,19 @@ def test_each_node_of_the_workers_counts_once_by_its_accelerator() -> None:
         node("d", CPU=2),
         node("idle", CPU=2),
     ]
-    assert nodes_of(["a", "a", "b", "c", "c", "c", "d"], nodes) == {"A10G": 2, "4xL4": 1, "cpu": 1}
+    assert count_nodes(["a", "a", "b", "c", "c", "c", "d"], nodes) == {"A10G": 2, "4xL4": 1, "cpu": 1}
 
 
 def test_a_kind_that_cannot_be_known_has_no_price() -> None:
     gone, unnamed_gpu = node("gone"), node("odd", CPU=4, GPU=1)
-    found = nodes_of(["gone", "odd", "never seen"], [gone, unnamed_gpu])
+    found = count_nodes(["gone", "odd", "never seen"], [gone, unnamed_gpu])
     assert found == {"unknown": 3}
     assert cost_usd([NodeUse("A10G", 1, 60.0), NodeUse("unknown", 3, 60.0)], LIST_USD_PER_HOUR) is None
 
 
 def test_the_general_name_of_a_board_is_taken_where_a_special_one_was_set_by_hand() -> None:
     resources = {"CPU": 12, "GPU": 1, "accelerator_type:A100-80G": 1, "accelerator_type:A100": 1}
-    assert nodes_of(["a"], [{"NodeID": "a", "Resources": resources}]) == {"A100": 1}
+    assert count_nodes(["a"], [{"NodeID": "a", "Resources": resources}]) == {"A100": 1}
 
 
 def test_an_elastic_run_is_the_sum_of_its_segments() -> None:
@@ -138,10 +138,10 @@ def past(**metrics: float) -> PastRun:
 
 def test_past_runs_give_a_median_and_a_range() -> None:
     runs = [past(seconds=90.0, cost_usd=0.3), past(seconds=50.0), past(seconds=60.0, cost_usd=0.1), past(loss=1.0)]
-    assert expected(runs) == Expected(seconds=60.0, cost_usd=pytest.approx(0.2), n=3, low=50.0, high=90.0)
-    assert expected([past(seconds=4.0)]) == Expected(seconds=4.0, cost_usd=None, n=1, low=4.0, high=4.0)
-    assert expected([]) is None
-    assert expected([past(loss=1.0)]) is None
+    assert summarise(runs) == Expected(seconds=60.0, cost_usd=pytest.approx(0.2), n=3, low=50.0, high=90.0)
+    assert summarise([past(seconds=4.0)]) == Expected(seconds=4.0, cost_usd=None, n=1, low=4.0, high=4.0)
+    assert summarise([]) is None
+    assert summarise([past(loss=1.0)]) is None
 
 
 TAGS = {"recipe": "0123456789abcdef", "hardware.device": "cpu", "hardware.cpu": "Xeon", "hardware.gpu": "", "seed": "1"}
@@ -154,14 +154,14 @@ def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
     tracker = Tracker(uri, folder / "artifacts")
     for tags in (TAGS, TAGS | {"seed": "2"}, TAGS | {"hardware.cpu": "EPYC"}, TAGS | {"recipe": "another"}):
         run_id = tracker.open_run("rayapp", "a run", {}, tags)
-        with connected(uri) as client:
+        with mlflow_client(uri) as client:
             client.log_metric(run_id, "seconds", 100.0 * int(tags["seed"]))
         tracker.close_run(run_id, "FINISHED")
     return tracker
 
 
 def test_looking_back_counts_runs_of_the_recipe_on_this_hardware(tracker: Tracker) -> None:
-    assert look_back(tracker, TAGS | {"seed": "9", "git_sha": "new"}) == {
+    assert expected_cost(tracker, TAGS | {"seed": "9", "git_sha": "new"}) == {
         "expected": {"seconds": 150.0, "cost_usd": None, "n": 2, "low": 100.0, "high": 200.0}
     }
 
@@ -169,9 +169,9 @@ def test_looking_back_counts_runs_of_the_recipe_on_this_hardware(tracker: Tracke
 def test_looking_back_says_why_nothing_is_expected(tracker: Tracker, tmp_path: Path) -> None:
     on_a_gpu = TAGS | {"hardware.device": "cuda", "hardware.gpu": "NVIDIA L4"}
     none_yet = {"expected": None, "why": "no run of this recipe has finished on this hardware yet"}
-    assert look_back(tracker, on_a_gpu) == none_yet
-    assert look_back(Tracker(f"sqlite:///{tmp_path}/new/mlflow.db"), TAGS) == none_yet
+    assert expected_cost(tracker, on_a_gpu) == none_yet
+    assert expected_cost(Tracker(f"sqlite:///{tmp_path}/new/mlflow.db"), TAGS) == none_yet
     assert not (tmp_path / "new").exists()
-    away = look_back(Tracker("http://127.0.0.1:1"), TAGS)
+    away = expected_cost(Tracker("http://127.0.0.1:1"), TAGS)
     assert away["expected"] is None
     assert away["why"].startswith("MLflow at http://127.0.0.1:1 does not answer (Connection refused)")

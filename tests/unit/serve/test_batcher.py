@@ -117,7 +117,7 @@ def test_wait_for_others_ends():
 
 
 def test_images_of_two_models_never_share_a_batch():
-    """FAULTS 20: an exchange must not mix versions."""
+    """docs/faults.md, 20: an exchange must not mix versions."""
     old, new = Recorder(), Recorder()
 
     async def run() -> list[Any]:

@@ -18,9 +18,9 @@ from rayapp.config.parse import load
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import ConfigError, ImageError, RequestError
 from rayapp.serve.asgi import build_app
-from rayapp.serve.messages import FREE_BYTES, Room
+from rayapp.serve.messages import FREE_BYTES, MemoryBudget
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.replica import Predicted, Replica
+from rayapp.serve.replica import Prediction, Replica
 from rayapp.serve.shadow import MAX_BYTES, Shadow
 from tests.support.bundles import tiny_served
 from tests.support.images import encoded, picture
@@ -41,7 +41,7 @@ async def dropped(message: Message) -> None:
 
 
 def test_bodies_in_memory_are_bounded_and_their_room_is_given_back():
-    room = Room(100)
+    room = MemoryBudget(100)
 
     room.take(60)
     with pytest.raises(RequestError, match="60 bytes wait already") as caught:
@@ -166,10 +166,10 @@ def test_copies_for_the_challenger_are_bounded_in_number_and_bytes(tmp_path: Pat
     async def run() -> str:
         args, metrics = quick_args(shadow={"fraction": 1.0}), Metrics()
         replica = Replica(served, args, metrics)
-        replica.exchange(served, tiny_served(tmp_path / "second", version=2))
+        replica.swap(served, tiny_served(tmp_path / "second", version=2))
         shadow = Shadow(replica, args, metrics)
         for _ in range(100):
-            shadow.offer(Predicted(served, large, rows, 0.0), [b"x"] * 64)
+            shadow.offer(Prediction(served, large, rows, 0.0), [b"x"] * 64)
         replica.close()
         return metrics.render().decode()
 

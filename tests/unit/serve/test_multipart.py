@@ -14,7 +14,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from rayapp.errors import RequestError
-from rayapp.serve import multipart as forms
+from rayapp.serve import multipart
 from tests.support.serving import quick_args
 
 ARGS = quick_args()
@@ -31,10 +31,10 @@ def body_of(*parts: Part, boundary: bytes = b"XbX") -> bytes:
 
 
 def parts(body: bytes, boundary: bytes = b"XbX") -> list[tuple[bytes, bytes]]:
-    return list(forms.parts(body, boundary))
+    return list(multipart.parts(body, boundary))
 
 
-def content_type(boundary: bytes = b"XbX") -> forms.Headers:
+def content_type(boundary: bytes = b"XbX") -> multipart.Headers:
     return {b"content-type": b"multipart/form-data; boundary=" + boundary}
 
 
@@ -178,7 +178,7 @@ def test_form_that_is_cut_anywhere_is_refused(end: int):
     found: list[tuple[bytes, bytes]] = []
 
     with pytest.raises(RequestError):
-        found.extend(forms.parts(WHOLE[:end], b"XbX"))  # those before the damage are kept
+        found.extend(multipart.parts(WHOLE[:end], b"XbX"))  # those before the damage are kept
 
     assert found in ([], [(b"a", b"1")], [(b"a", b"1"), (b"b", b"2")])
 
@@ -204,8 +204,8 @@ def test_damaged_form_is_refused(body: bytes):
 
 
 def test_head_beyond_the_limit_is_refused():
-    fits = b"X: " + b"x" * (forms.MAX_PART_HEADER_BYTES - 200)
-    too_long = b"X: " + b"x" * forms.MAX_PART_HEADER_BYTES
+    fits = b"X: " + b"x" * (multipart.MAX_PART_HEADER_BYTES - 200)
+    too_long = b"X: " + b"x" * multipart.MAX_PART_HEADER_BYTES
 
     assert parts(body_of((fits + b"\r\n" + named()[0], b"x"))) == [(b"image", b"x")]
     with pytest.raises(RequestError):
@@ -227,14 +227,14 @@ def test_head_beyond_the_limit_is_refused():
     ],
 )
 def test_boundary_is_found_in_every_content_type(value: bytes):
-    assert forms.files({b"content-type": value}, body_of(named()), "image", ARGS) == [b"x"]
+    assert multipart.files({b"content-type": value}, body_of(named()), "image", ARGS) == [b"x"]
 
 
 @pytest.mark.parametrize("boundary", [b"a b", b"'()+_,-./:=?", b"-" * 70, b"a;b"])
 def test_quoted_boundary_may_have_any_character(boundary: bytes):
     headers = content_type(b'"%s"' % boundary)
 
-    assert forms.files(headers, body_of(named(), boundary=boundary), "image", ARGS) == [b"x"]
+    assert multipart.files(headers, body_of(named(), boundary=boundary), "image", ARGS) == [b"x"]
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_quoted_boundary_may_have_any_character(boundary: bytes):
 )
 def test_form_without_a_boundary_is_refused(value: bytes):
     with pytest.raises(RequestError, match="has no boundary"):
-        forms.files({b"content-type": value}, body_of(named()), "image", ARGS)
+        multipart.files({b"content-type": value}, body_of(named()), "image", ARGS)
 
 
 def test_files_are_those_of_the_field_with_or_without_a_file_name():
@@ -253,13 +253,13 @@ def test_files_are_those_of_the_field_with_or_without_a_file_name():
         named(b"Images", b"no"),
     )
 
-    assert forms.files(content_type(), body, "images", ARGS) == [b"1", b"2"]
+    assert multipart.files(content_type(), body, "images", ARGS) == [b"1", b"2"]
 
 
 @pytest.mark.parametrize("body", [b"", b"--XbX--", body_of(named(b"other")), body_of(named(b"image[]"))])
 def test_form_without_the_field_lacks_it_as_pydantic_says(body: bytes):
-    with pytest.raises(forms.ValidationError) as caught:
-        forms.files(content_type(), body, "image", ARGS)
+    with pytest.raises(multipart.ValidationError) as caught:
+        multipart.files(content_type(), body, "image", ARGS)
 
     assert caught.value.detail == {"type": "missing", "loc": ["image"], "msg": "Field required"}
     assert caught.value.status == 400
@@ -268,28 +268,28 @@ def test_form_without_the_field_lacks_it_as_pydantic_says(body: bytes):
 def test_as_many_images_as_allowed_and_no_more():
     args = quick_args(max_images=3)
 
-    assert len(forms.files(content_type(), body_of(*[named()] * 3), "image", args)) == 3
+    assert len(multipart.files(content_type(), body_of(*[named()] * 3), "image", args)) == 3
     with pytest.raises(RequestError, match="more than 3 images") as caught:
-        forms.files(content_type(), body_of(*[named()] * 4), "image", args)
+        multipart.files(content_type(), body_of(*[named()] * 4), "image", args)
     assert caught.value.status == 413
 
 
 def test_a_thousand_parts_are_read_and_a_hundred_thousand_refused():
     many = [named(b"images", b"%d" % at) for at in range(1000)]
 
-    assert forms.files(content_type(), body_of(*many), "images", ARGS) == [b"%d" % at for at in range(1000)]
+    assert multipart.files(content_type(), body_of(*many), "images", ARGS) == [b"%d" % at for at in range(1000)]
     for name in (b"images", b"other"):
         with pytest.raises(RequestError, match="more than 1000") as caught:
-            forms.files(content_type(), body_of(*[named(name, b"")] * 100_000), "images", ARGS)
+            multipart.files(content_type(), body_of(*[named(name, b"")] * 100_000), "images", ARGS)
         assert caught.value.status == 413
 
 
 def test_other_parts_are_ignored_up_to_a_bound():
-    others = [named(b"other")] * forms.MAX_OTHER_PARTS
+    others = [named(b"other")] * multipart.MAX_OTHER_PARTS
 
-    assert forms.files(content_type(), body_of(*others, named()), "image", ARGS) == [b"x"]
+    assert multipart.files(content_type(), body_of(*others, named()), "image", ARGS) == [b"x"]
     with pytest.raises(RequestError, match="parts that are no 'image'"):
-        forms.files(content_type(), body_of(*others, named(b"other"), named()), "image", ARGS)
+        multipart.files(content_type(), body_of(*others, named(b"other"), named()), "image", ARGS)
 
 
 @pytest.mark.parametrize(
@@ -305,14 +305,14 @@ def test_other_parts_are_ignored_up_to_a_bound():
     ],
 )
 def test_text_is_the_first_part_of_its_name(body: bytes, text: str | None):
-    assert forms.text(content_type(), body, "class") == text
+    assert multipart.text(content_type(), body, "class") == text
 
 
 def test_urlencoded_form_is_read_as_what_it_says():
     headers = {b"content-type": b"application/x-www-form-urlencoded; charset=utf-8"}
     body = urlencode({"a": "1", "image": "x=&y"}).encode() + b"&image=" + quote(bytes(range(256))).encode() + b"&image="
 
-    assert forms.files(headers, body, "image", ARGS) == [b"x=&y", bytes(range(256)), b""]
+    assert multipart.files(headers, body, "image", ARGS) == [b"x=&y", bytes(range(256)), b""]
 
 
 # --- as another parser reads it ---------------------------------------------------------------------------------------
@@ -392,13 +392,13 @@ def test_forms_are_read_as_starlette_reads_them(seed: int):
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-def read(messages: Sequence[dict[str, Any]], *, limit: int = 10, headers: forms.Headers | None = None) -> bytes:
+def read(messages: Sequence[dict[str, Any]], *, limit: int = 10, headers: multipart.Headers | None = None) -> bytes:
     waiting = list(messages)
 
     async def receive() -> Message:
         return waiting.pop(0)
 
-    return asyncio.run(forms.read_body(headers or {}, receive, limit, lambda num_bytes: None))
+    return asyncio.run(multipart.read_body(headers or {}, receive, limit, lambda num_bytes: None))
 
 
 def piece(body: bytes, *, more: bool = True) -> dict[str, Any]:
@@ -428,5 +428,5 @@ def test_body_beyond_the_limit_is_refused_whatever_its_length_says():
 
 
 def test_client_that_goes_is_no_body():
-    with pytest.raises(forms.ClientGone):
+    with pytest.raises(multipart.ClientGone):
         read([piece(b"01"), {"type": "http.disconnect"}])

@@ -16,7 +16,7 @@ import pytest
 from rayapp.data.preprocess import UInt8Array
 from rayapp.errors import ImageError, RequestError
 from rayapp.serve.metrics import Metrics
-from rayapp.serve.replica import Replica, Served
+from rayapp.serve.replica import LoadedModel, Replica
 from tests.support.bundles import tiny_served
 from tests.support.images import encoded, picture
 from tests.support.serving import quick_args
@@ -27,7 +27,7 @@ def test_request_in_flight_keeps_its_model_when_another_is_exchanged(tmp_path: P
         one, two = tiny_served(tmp_path / "a", version=1), tiny_served(tmp_path / "b", version=2)
         replica, file = Replica(one, quick_args(), Metrics()), encoded(picture())
         taken = replica.served
-        replica.exchange(two)
+        replica.swap(two)
         (old,) = (await replica.predict(taken, [file])).rows
         (new,) = (await replica.predict(replica.served, [file])).rows
         replica.close()
@@ -56,7 +56,7 @@ def test_queue_is_empty_again_after_errors(tmp_path: Path):
 class Held:
     """A model that does not answer before it is let go on."""
 
-    def __init__(self, served: Served) -> None:
+    def __init__(self, served: LoadedModel) -> None:
         self.bundle, self.device = served.predictor.bundle, served.predictor.device
         self._predict = served.predictor.predict
         self.go_on = threading.Event()
@@ -66,7 +66,7 @@ class Held:
         return self._predict(images_nhwc)
 
 
-def held(folder: Path) -> tuple[Served, Held]:
+def held(folder: Path) -> tuple[LoadedModel, Held]:
     """A served model that does not answer yet."""
     tiny = tiny_served(folder)
     model = Held(tiny)

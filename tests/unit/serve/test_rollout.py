@@ -20,7 +20,7 @@ from rayapp.registry.uris import ModelVersion
 from rayapp.serve.follower import Follower, LastServed, first_served, prepare
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica
-from rayapp.serve.rollout import Refusal, Rollout, Serving
+from rayapp.serve.rollout import Refusal, ReplicaStatus, Rollout
 from rayapp.vision.bundle import GRAPH
 from tests.support.bundles import Shelf
 from tests.support.images import encoded, picture
@@ -74,8 +74,8 @@ class Scene:
     def new_node(self) -> Node:
         return Node(self.shelf, self.folder, self.args)
 
-    async def look(self, *, resolved: bool, refused: Refusal | None) -> Sequence[Serving]:
-        return [node.follower.look(resolved=resolved, refused=refused) for node in self.nodes]
+    async def poll(self, *, resolved: bool, refused: Refusal | None) -> Sequence[ReplicaStatus]:
+        return [node.follower.poll(resolved=resolved, refused=refused) for node in self.nodes]
 
     async def prepare(self, version: ModelVersion) -> Sequence[Refusal | None]:
         return await asyncio.gather(*(node.follower.prepare(version) for node in self.nodes))
@@ -97,7 +97,7 @@ class Scene:
 
         async def run() -> None:
             for _ in range(times):
-                await self.rollout.look()
+                await self.rollout.poll()
 
         asyncio.run(run())
         (version,) = {node.replica.served.label for node in self.nodes}
@@ -409,10 +409,10 @@ def test_registry_that_does_not_come_back_is_not_waited_for(tmp_path: Path, monk
     scene.shelf.resolve = lambda uri: (let_go.wait(20), resolve(uri))[1]  # type: ignore[method-assign]
 
     async def run() -> None:
-        await scene.rollout.look()
+        await scene.rollout.poll()
         assert "rayapp_alias_resolved 0.0" in scene.numbers
         let_go.set()
-        await scene.rollout.look()
+        await scene.rollout.poll()
 
     asyncio.run(run())
 

@@ -17,7 +17,7 @@ from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import RegistryError
-from rayapp.registry.tracking import Tracker, connected
+from rayapp.registry.tracking import Tracker, mlflow_client
 from rayapp.tune import recorder
 from rayapp.tune.record import Sweep, TrialRow, find_sweep
 from rayapp.tune.recorder import TrialRecorder
@@ -154,7 +154,7 @@ def whole(log: TrialRecorder, trial: Any, val_accuracy: float = 0.5) -> None:
 
 def runs_of(uri: str, sweep: Sweep, *, view: int = ViewType.ACTIVE_ONLY) -> dict[str, Run]:
     """The runs under the sweep's own by trial id, each exactly one."""
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         experiment = client.get_run(sweep.run_id).info.experiment_id
         mine = f"tags.`mlflow.parentRunId` = '{sweep.run_id}'"
         found = client.search_runs([experiment], mine, run_view_type=view)
@@ -164,7 +164,7 @@ def runs_of(uri: str, sweep: Sweep, *, view: int = ViewType.ACTIVE_ONLY) -> dict
 
 
 def history(uri: str, run: Run, name: str) -> list[tuple[int, float]]:
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         return sorted((m.step, m.value) for m in client.get_metric_history(run.info.run_id, name))
 
 
@@ -202,7 +202,7 @@ def test_metrics_of_batches_go_by_step_and_those_of_epochs_by_epoch(
     assert history(uri, run, "train/loss") == [(5, 1 / 5), (10, 1 / 10), (15, 1 / 15), (20, 1 / 20)]
     assert history(uri, run, "epoch/images_per_s") == [(1, 100.0), (2, 100.0)]
     assert history(uri, run, "train/images_per_s") == [(step, 90.0) for step in (5, 10, 15, 20)]
-    with connected(uri) as client:
+    with mlflow_client(uri) as client:
         times = [m.timestamp for m in client.get_metric_history(run.info.run_id, "train/lr")]
     assert sorted(times) == [1_700_000_000_000 + step for step in (5, 10, 15, 20)]  # when it was measured
 

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from rayapp.config.parse import validate
 from rayapp.config.tune import TuneSettings
-from rayapp.tune import report as sweep_view
+from rayapp.tune import report
 from rayapp.tune.record import TrialRow, ranked
 from rayapp.tune.report import MAX_LIVE_ROWS, SweepView, plot_history, plot_parallel, trial_table
 
@@ -145,7 +145,7 @@ def watched(settings: TuneSettings, *updates: list[TrialRow], terminal: bool = F
 
 
 def test_a_log_gets_a_line_that_says_how_far_and_how_good(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_view, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(report, "LOG_EVERY_S", 0.0)
     rows = [row(1, 0.75, cost_usd=0.02), row(2, 0.875, state="stopped", cost_usd=0.01), row(3)]
 
     first, *lines = watched(sweep(budget={"trials": 7}), rows, rows, [*rows, row(4)])
@@ -164,7 +164,7 @@ def test_a_log_is_not_flooded() -> None:
 
 
 def test_the_time_left_is_told_when_a_trial_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sweep_view, "LOG_EVERY_S", 0.0)
+    monkeypatch.setattr(report, "LOG_EVERY_S", 0.0)
     resumed = [row(1, 0.5), row(2)]  # the first ended in an earlier part, whose time is not this one's
 
     *_, before, after = watched(sweep(), resumed, [row(1, 0.5), row(2, 0.6)])

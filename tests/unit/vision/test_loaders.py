@@ -7,7 +7,7 @@ import torch
 from rayapp.config.train import AugmentConfig
 from rayapp.data.preprocess import Images
 from rayapp.vision.augment import Augment
-from rayapp.vision.loaders import Batch, ResidentBatches, Shard
+from rayapp.vision.loaders import Batch, InMemoryLoader, Shard
 
 CPU = torch.device("cpu")
 
@@ -27,14 +27,14 @@ def numbered(n: int) -> Images:
     return Images(images_nhwc, np.arange(n, dtype=np.int64))
 
 
-def training(n: int, batch_size: int, *, rank: int = 0, world: int = 1, **options: object) -> ResidentBatches:
+def training(n: int, batch_size: int, *, rank: int = 0, world: int = 1, **options: object) -> InMemoryLoader:
     options = {"augment": STILL} | options
-    return ResidentBatches(
+    return InMemoryLoader(
         numbered(n), np.arange(n), batch_size=batch_size, device=CPU, shard=Shard(rank, world), **options
     )
 
 
-def labels_of(batches: ResidentBatches, epoch: int = 0, done: int = 0) -> list[int]:
+def labels_of(batches: InMemoryLoader, epoch: int = 0, done: int = 0) -> list[int]:
     return [int(label) for batch in batches.epoch(epoch, done) for label in batch.labels_n]
 
 
@@ -64,7 +64,7 @@ def test_an_epoch_goes_on_in_its_middle_with_the_same_batches(changes: dict[str,
         whole = list(batches.epoch(3))
         assert len(whole) == batches.num_batches() == 6
         for at in range(6):
-            rest = list(batches.epoch(3, done=at * 8))
+            rest = list(batches.epoch(3, samples_seen=at * 8))
             assert len(rest) == batches.num_batches(at * 8) == 6 - at
             assert all(same(one, other) for one, other in zip(rest, whole[at:], strict=True))
 
@@ -79,7 +79,7 @@ def test_with_another_number_of_ranks_the_epoch_goes_on_with_the_images_that_are
 
 def test_evaluation_counts_every_image_of_every_rank_once() -> None:
     images, rows = numbered(51), np.arange(1, 51)
-    parts = [ResidentBatches(images, rows, batch_size=8, device=CPU, shard=Shard(r, 3)) for r in range(3)]
+    parts = [InMemoryLoader(images, rows, batch_size=8, device=CPU, shard=Shard(r, 3)) for r in range(3)]
     assert sorted(label for part in parts for label in labels_of(part)) == list(range(1, 51))
     assert [part.num_batches() for part in parts] == [len(list(part.epoch(0))) for part in parts]
 
@@ -89,7 +89,7 @@ def test_fewer_images_than_a_batch_make_one_smaller_batch() -> None:
 
 
 def test_F4_validation_images_are_never_augmented(squares: Images) -> None:
-    batches = ResidentBatches(squares, np.arange(96), batch_size=32, device=CPU)
+    batches = InMemoryLoader(squares, np.arange(96), batch_size=32, device=CPU)
     out_nhwc = torch.cat([batch.images_nhwc for batch in batches.epoch(3)])
     assert np.array_equal(out_nhwc.numpy(), squares.images_nhwc)
 

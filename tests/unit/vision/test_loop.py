@@ -12,7 +12,7 @@ from rayapp.config.train import AugmentConfig, ModelConfig, OptimConfig
 from rayapp.data.preprocess import Images
 from rayapp.errors import TrainingError
 from rayapp.vision.augment import Augment
-from rayapp.vision.loaders import Batches, ResidentBatches
+from rayapp.vision.loaders import InMemoryLoader, Loader
 from rayapp.vision.loop import EpochReport, StepReport, evaluate, fit
 from rayapp.vision.models import build_model
 from rayapp.vision.optim import TrainPlan, build_optimizer, resolve_precision
@@ -46,14 +46,14 @@ def new_state(model: nn.Module, plan: TrainPlan) -> TrainState:
     return TrainState.create(model, build_optimizer(model, plan), plan)
 
 
-def setting(images: Images, plan: TrainPlan) -> tuple[TrainState, Batches, Batches]:
+def setting(images: Images, plan: TrainPlan) -> tuple[TrainState, Loader, Loader]:
     torch.manual_seed(0)
-    train = ResidentBatches(images, np.arange(80), batch_size=plan.batch_size, device=CPU, augment=AUGMENT)
-    validation = ResidentBatches(images, np.arange(80, 96), batch_size=16, device=CPU)
+    train = InMemoryLoader(images, np.arange(80), batch_size=plan.batch_size, device=CPU, augment=AUGMENT)
+    validation = InMemoryLoader(images, np.arange(80, 96), batch_size=16, device=CPU)
     return new_state(Small(), plan), train, validation
 
 
-def run(state: TrainState, train: Batches, validation: Batches, **kw: int) -> list[EpochReport]:
+def run(state: TrainState, train: Loader, validation: Loader, **kw: int) -> list[EpochReport]:
     return [r for r in fit(state, train, validation, **kw) if isinstance(r, EpochReport)]
 
 
@@ -145,7 +145,7 @@ def test_weights_that_are_not_finite_are_never_snapshot(squares: Images) -> None
 def test_the_backbone_thaws_after_its_frozen_epochs(squares: Images) -> None:
     plan = plan_of(epochs=3)
     torch.manual_seed(0)
-    train = ResidentBatches(squares, np.arange(80), batch_size=16, device=CPU, augment=AUGMENT)
+    train = InMemoryLoader(squares, np.arange(80), batch_size=16, device=CPU, augment=AUGMENT)
     model = build_model(ModelConfig(name="resnet9"), num_classes=3, image_px=8, mean=(0.5,) * 3, std=(0.25,) * 3)
     state = new_state(model, plan)
     wrapped, before = [], copied(state)
@@ -173,7 +173,7 @@ def test_gradient_accumulation_is_the_same_as_a_larger_batch() -> None:
     for batch_size, accumulate in ((32, 1), (16, 2)):
         plan = plan_of(epochs=2, batch_size=batch_size, accumulate_steps=accumulate)
         torch.manual_seed(0)
-        train = ResidentBatches(images, np.arange(96), batch_size=batch_size, device=CPU, augment=STILL)
+        train = InMemoryLoader(images, np.arange(96), batch_size=batch_size, device=CPU, augment=STILL)
         model = nn.Sequential(nn.Flatten(), Scale(), nn.Linear(8 * 8 * 3, 3))  # no norm: batches do not interact
         state = new_state(model, plan)
         run(state, train, train)
