@@ -1,4 +1,8 @@
-"""The command line: verbs -> functions. Logs and tables go to stderr, one JSON line at the end to stdout."""
+"""The command line: verbs -> functions.
+
+Logs and progress go to stderr. Verbs that make something end with one JSON line on stdout; those that show something
+(models, predict, doctor) print a table there instead, unless --json is given.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +40,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Verb:
-    """A word of the command line: its settings, and "module:function" of (settings, home) -> dict | None.
+    """A word of the command line: its settings, and "module:function" of (settings, home).
 
-    The function is imported only when its verb runs: torch, Ray and MLflow take seconds.
+    It returns what is printed as JSON: a dict, a result with to_dict(), or None. It is imported only when its verb runs:
+    torch, Ray and MLflow take seconds.
     """
 
     settings: type[Settings]
@@ -47,22 +52,23 @@ class Verb:
     def run(self, settings: Settings, home: Home) -> dict[str, Any] | None:
         """What the verb has to say in JSON; None for nothing."""
         module, name = self.function.split(":")
-        result: dict[str, Any] | None = getattr(importlib.import_module(module), name)(settings, home)
-        return result
+        result: Any = getattr(importlib.import_module(module), name)(settings, home)
+        content: dict[str, Any] | None = result.to_dict() if hasattr(result, "to_dict") else result
+        return content
 
 
 VERBS = {
-    "train": Verb(TrainSettings, "rayapp.verbs:train"),
+    "train": Verb(TrainSettings, "rayapp.train.driver:run"),
     "tune": Verb(TuneSettings, "rayapp.verbs:tune"),
     "evaluate": Verb(EvaluateSettings, "rayapp.verbs:evaluate"),
     "promote": Verb(PromoteSettings, "rayapp.verbs:promote"),
     "rollback": Verb(RollbackSettings, "rayapp.verbs:rollback"),
     "models": Verb(ModelsSettings, "rayapp.verbs:models"),
     "predict": Verb(PredictSettings, "rayapp.verbs:predict"),
-    "batch-predict": Verb(BatchPredictSettings, "rayapp.verbs:batch_predict"),
-    "serve": Verb(ServeSettings, "rayapp.verbs:serve"),
-    "demo": Verb(DemoSettings, "rayapp.verbs:demo"),
-    "doctor": Verb(DoctorSettings, "rayapp.verbs:doctor"),
+    "batch-predict": Verb(BatchPredictSettings, "rayapp.batch.driver:batch_predict"),
+    "serve": Verb(ServeSettings, "rayapp.serve.app:serve_forever"),
+    "demo": Verb(DemoSettings, "rayapp.demo:demo"),
+    "doctor": Verb(DoctorSettings, "rayapp.doctor:doctor"),
 }
 
 

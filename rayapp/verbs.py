@@ -1,4 +1,4 @@
-"""The functions behind the verbs of the command line: call the room, show its result to a person, return it as JSON."""
+"""Verbs with something to show: call the room, show its result to a person, return it as JSON."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ from rich.table import Table
 from rich.text import Text
 
 from rayapp.config.commands import (
-    BatchPredictSettings,
-    DemoSettings,
-    DoctorSettings,
     EvaluateSettings,
     ModelsSettings,
     PredictSettings,
     PromoteSettings,
     RollbackSettings,
-    ServeSettings,
-    TrainSettings,
 )
 from rayapp.config.env import Home
 from rayapp.config.tune import TuneSettings
@@ -29,14 +24,6 @@ from rayapp.errors import ConfigError
 from rayapp.terminal import table_console
 
 Json = dict[str, Any]
-
-
-def train(settings: TrainSettings, home: Home) -> Json:
-    """The trained model, or with dry_run what would be trained."""
-    from rayapp.train.driver import dry_run
-    from rayapp.train.driver import train as run
-
-    return dry_run(settings, home) if settings.dry_run else run(settings, home, _console()).to_dict()
 
 
 def tune(settings: TuneSettings, home: Home) -> Json:
@@ -156,34 +143,6 @@ def _predictions_table(images: Iterable[object], predictions: Iterable[Json]) ->
         runners_up = ", ".join(f"{name} {share:.1%}" for name, share in others)
         table.add_row(_plain(path), _plain(p["predicted_class"]), f"{p['confidence']:.1%}", _plain(runners_up))
     return table
-
-
-def batch_predict(settings: BatchPredictSettings, home: Home) -> Json:
-    """What was predicted, and where it lies."""
-    from rayapp.batch.driver import batch_predict as run
-
-    return run(settings, home, _console()).to_dict()
-
-
-def serve(settings: ServeSettings, home: Home) -> None:
-    """Serves until Ctrl-C."""
-    from rayapp.serve.app import serve_forever
-
-    serve_forever(settings, home)
-
-
-def demo(settings: DemoSettings, home: Home) -> Json:
-    """The steps of a model's life with PASS or FAIL."""
-    from rayapp.demo import demo as run
-
-    return run(settings, home)
-
-
-def doctor(settings: DoctorSettings, home: Home) -> Json | None:
-    """The checks of this machine with advice."""
-    from rayapp.doctor import doctor as run
-
-    return run(settings, home)
 
 
 def _ask(question: str, *, yes: bool) -> None:

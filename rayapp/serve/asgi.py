@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
+from time import perf_counter
 from typing import Any
 
 import orjson
@@ -30,9 +31,8 @@ from rayapp.serve import multipart, openapi, shadow
 from rayapp.serve.auth import ApiKeys
 from rayapp.serve.explain import Explanations
 from rayapp.serve.logs import Logs
-from rayapp.serve.messages import PNG, MemoryBudget, Request, Response
+from rayapp.serve.messages import PNG, ClientGone, MemoryBudget, Request, Response
 from rayapp.serve.metrics import CONTENT_TYPE, ENDPOINTS, Metrics, render
-from rayapp.serve.multipart import ClientGone
 from rayapp.serve.replica import Prediction, Replica
 from rayapp.vision.predictor import Float32Array
 
@@ -73,7 +73,7 @@ def build_app(
     async def own_families() -> Families:
         return {"": metrics.families()}
 
-    endpoints, room = _Handlers(replica, args), MemoryBudget(args.max_waiting_bytes)
+    endpoints, budget = _Handlers(replica, args), MemoryBudget(args.max_waiting_bytes)
     keys = ApiKeys(args.api_keys) if args.api_keys else None
     copies = shadow.Shadow(replica, args, metrics)
 
@@ -94,7 +94,7 @@ def build_app(
     }
     assert tuple(handlers) == ENDPOINTS
     served = {
-        path: _AsgiEndpoint(path, handler, args, metrics, room, keys if path != OPEN else None, answered)
+        path: _AsgiEndpoint(path, handler, args, metrics, budget, keys if path != OPEN else None, answered)
         for path, handler in handlers.items()
     }
     pages = _pages(families or own_families, keys, lifespan)
@@ -179,7 +179,7 @@ class _Handlers:
     async def _predict(self, call: Request, field: str, *, most: int | None = None) -> tuple[Prediction, list[bytes]]:
         self._replica.check_room()  # before a body is read that cannot be answered
         # the body itself is not kept: its files are copies
-        files = multipart.files(call.headers, await call.body(self._args.max_body_bytes), field, self._args)[:most]
+        files = multipart.files(call.headers, await call.read(self._args.max_body_bytes), field, self._args)[:most]
         served = self._replica.route(self._client_key(call, files[0]))
         return await self._replica.predict(served, files), files
 
@@ -189,16 +189,16 @@ class _Handlers:
         return call.headers.get(name) or call.headers.get(b"authorization") or file
 
     async def get_model_info(self, call: Request) -> Response:
-        await call.body(self._args.max_body_bytes)
+        await call.read(self._args.max_body_bytes)
         served = self._replica.served
         return Response(orjson.dumps(served.info()), headers=served.headers)
 
     async def health(self, call: Request) -> Response:
-        await call.body(self._args.max_body_bytes)
+        await call.read(self._args.max_body_bytes)
         return Response(orjson.dumps(HEALTH))
 
     async def explain(self, call: Request) -> Response:
-        body = await call.body(self._args.max_body_bytes)
+        body = await call.read(self._args.max_body_bytes)
         file = multipart.files(call.headers, body, "image", self._args)[0]
         served = self._replica.route(self._client_key(call, file))  # the one that answered this client
         png = await self._explanations.explain(served, file, multipart.text(call.headers, body, "class"))
@@ -233,7 +233,7 @@ class _AsgiEndpoint:
         handler: Handler,
         args: ServeArgs,
         metrics: Metrics,
-        room: MemoryBudget,
+        budget: MemoryBudget,
         keys: ApiKeys | None,
         answered: Callable[[Request, Response, float], None],
     ) -> None:
@@ -241,21 +241,24 @@ class _AsgiEndpoint:
         self._handler = handler
         self._timeout_s = args.timeout_s
         self._metrics = metrics
-        self._room = room
+        self._budget = budget
         self._keys = keys
         self._answered = answered
+        self._num_running = 0
+        metrics.watch_running(path, lambda: self._num_running)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        began = self._metrics.began(self._path)
+        started, self._num_running = perf_counter(), self._num_running + 1
         client = scope.get("client")
-        call = Request(self._path, dict(scope["headers"]), receive, client[0] if client else "", self._room)
+        call = Request(self._path, dict(scope["headers"]), receive, client[0] if client else "", self._budget)
         try:
             answer = await self._answer(call)
         except asyncio.CancelledError:  # Serve's own proxy does that when a client goes
-            self._metrics.answered(self._path, 499, began)
+            self._metrics.answered(self._path, 499, perf_counter() - started)
             raise
         finally:
-            self._room.give_back(call.counted)
+            self._num_running -= 1
+            self._budget.give_back(call.counted)
         headers = [
             (b"content-type", answer.media_type),
             (b"content-length", b"%d" % len(answer.body)),
@@ -263,7 +266,8 @@ class _AsgiEndpoint:
             (b"x-bentoml-request-id", secrets.token_hex(8).encode()),
             *answer.headers,
         ]
-        seconds = self._metrics.answered(self._path, answer.status, began)
+        seconds = perf_counter() - started
+        self._metrics.answered(self._path, answer.status, seconds)
         try:
             await send({"type": "http.response.start", "status": answer.status, "headers": headers})
             await send({"type": "http.response.body", "body": answer.body})

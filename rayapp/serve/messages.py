@@ -1,19 +1,31 @@
-"""Call and Answer: what the endpoints and those who write down what they did know of HTTP."""
+"""Request and Response: what the endpoints, and those who write down what they did, know of HTTP."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from starlette.types import Receive
 
 from rayapp.errors import RequestError
-from rayapp.serve import multipart
-from rayapp.serve.multipart import Headers
-from rayapp.serve.replica import Prediction
 
-JSON, PNG = b"application/json", b"image/png"
+if TYPE_CHECKING:
+    from rayapp.serve.replica import Prediction
+
+Headers = dict[bytes, bytes]
+
+JSON, PNG, PICKLE = b"application/json", b"image/png", b"application/vnd.bentoml+pickle"
 FREE_BYTES = 64 * 2**10
+
+
+class ClientGone(Exception):  # noqa: N818 - nobody's error
+    """The client closed its connection before its request was read."""
+
+
+def media_type(headers: Headers) -> bytes:
+    """The content type without its parameters, in lower case; empty where there is none."""
+    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 class MemoryBudget:
@@ -33,7 +45,7 @@ class MemoryBudget:
         self.used += num_bytes
 
     def give_back(self, num_bytes: int) -> None:
-        """They are no longer needed."""
+        """Count num_bytes less."""
         self.used -= num_bytes
 
 
@@ -45,27 +57,43 @@ class Request:
     headers: Headers
     receive: Receive
     client: str  # its address, as far as the server knows
-    room: MemoryBudget
+    budget: MemoryBudget
     num_bytes: int = 0  # of the body, as far as it was read
     is_arriving: bool = False  # the body was asked for, and is not whole
 
-    async def body(self, max_bytes: int) -> bytes:
-        """The whole body; raises RequestError beyond max_bytes, or where there is no room for it."""
-        self.is_arriving = True
-        whole = await multipart.read_body(self.headers, self.receive, max_bytes, self._take)
+    async def read(self, max_bytes: int) -> bytes:
+        """The whole body. Raises RequestError (413 beyond max_bytes whatever Content-Length says, 415 for a pickle,
+        503 where there is no room), or ClientGone.
+        """
+        too_large = RequestError(f"the request has more than the limit of {max_bytes} bytes; send less at once", 413)
+        if media_type(self.headers) == PICKLE:
+            raise RequestError(f"{PICKLE.decode()} is not allowed in main server", 415)
+        declared = self.headers.get(b"content-length", b"")
+        if declared.isdigit() and (len(declared) > 18 or int(declared) > max_bytes):
+            raise too_large
+        chunks, more, self.is_arriving = [], True, True
+        while more:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                raise ClientGone
+            chunk, more = message.get("body", b""), message.get("more_body", False)
+            if self.num_bytes + len(chunk) > max_bytes:
+                raise too_large
+            self._take(len(chunk))
+            chunks.append(chunk)
         self.is_arriving = False
-        return whole
+        return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
     @property
     def counted(self) -> int:
-        """The bytes that take room: the first of a request are free, so that senders of large ones stop no other."""
+        """The bytes that count: the first of a request are free, so that senders of large ones stop no other."""
         return max(0, self.num_bytes - FREE_BYTES)
 
     def _take(self, num_bytes: int) -> None:
         before = self.counted
         self.num_bytes += num_bytes
         try:
-            self.room.take(self.counted - before)
+            self.budget.take(self.counted - before)
         except RequestError:
             self.num_bytes -= num_bytes
             raise

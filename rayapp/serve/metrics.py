@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from time import perf_counter, time
+from time import time
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -78,13 +78,13 @@ class Metrics:
 
     # --- requests ---
 
-    def began(self, endpoint: str) -> float:
-        """A request to an endpoint of ENDPOINTS is under way; give what this returns to answered()."""
-        return self._endpoints.began(endpoint)
+    def watch_running(self, endpoint: str, num_running: Callable[[], int]) -> None:
+        """num_running tells how many requests to an endpoint of ENDPOINTS are under way."""
+        self._endpoints.watch_running(endpoint, num_running)
 
-    def answered(self, endpoint: str, status: int, began: float) -> float:
-        """The request has its answer; returns the seconds that it took."""
-        return self._endpoints.answered(endpoint, status, began)
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
+        """A request has its answer after so many seconds."""
+        self._endpoints.answered(endpoint, status, seconds)
 
     def predicted(self, version: str, digest: str, num_images: int, seconds: float) -> None:
         """A model has answered num_images images of one request in so many seconds."""
@@ -173,18 +173,14 @@ class _EndpointMetrics:
             for code in (200, 500):
                 self._children(endpoint, code)
 
-    def began(self, endpoint: str) -> float:
-        self._running[endpoint].inc()
-        return perf_counter()
+    def watch_running(self, endpoint: str, num_running: Callable[[], int]) -> None:
+        self._running[endpoint].set_function(num_running)
 
-    def answered(self, endpoint: str, status: int, began: float) -> float:
-        seconds = perf_counter() - began
+    def answered(self, endpoint: str, status: int, seconds: float) -> None:
         total, histogram = self._children(endpoint, status)
         total.inc()
         histogram.observe(seconds)
-        self._running[endpoint].dec()
         self._last.labels(*_SERVICE, str(os.getpid())).set(time())
-        return seconds
 
     def _children(self, endpoint: str, status: int) -> tuple[Counter, Histogram]:
         found = self._answered.get((endpoint, status))

@@ -8,31 +8,24 @@ streaming parser in Python takes. Whatever is wrong with a body is a RequestErro
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from urllib.parse import parse_qsl
 
 import orjson
-from starlette.types import Receive
 
 from rayapp.config.serve import ServeArgs
 from rayapp.errors import RequestError
-
-Headers = dict[bytes, bytes]
+from rayapp.serve.messages import Headers, media_type
 
 MAX_OTHER_PARTS = 1000  # parts of other names, which are ignored
 MAX_PART_HEADER_BYTES = 4 * 2**10
 MAX_URLENCODED_BYTES = 64 * 2**10  # no image comes so, and reading it is slow
 MAX_JSON_BYTES = 2**20  # JSON never holds an image, so a long one is not even parsed
-PICKLE = b"application/vnd.bentoml+pickle"
 
 _BOUNDARY = re.compile(rb';\s*boundary\s*=\s*(?:"([^"]{1,200})"|([^\s;"]{1,200}))', re.IGNORECASE)
 _DISPOSITION = re.compile(rb"^content-disposition:[ \t]*form-data(.*)$", re.IGNORECASE | re.MULTILINE)
 # one parameter after the other, so that nothing inside a quoted file name is taken for a name
 _PARAMETER = re.compile(rb';\s*([^\s=;"]+)\s*=\s*(?:"((?:[^"\\\r\n]|\\.)*)"|([^\s;"]*))')
-
-
-class ClientGone(Exception):  # noqa: N818 - nobody's error
-    """The client closed its connection before its request was read."""
 
 
 class ValidationError(RequestError):
@@ -41,36 +34,6 @@ class ValidationError(RequestError):
     def __init__(self, kind: str, message: str, *loc: str) -> None:
         super().__init__("1 validation error for Input")
         self.detail = {"type": kind, "loc": list(loc), "msg": message}
-
-
-async def read_body(headers: Headers, receive: Receive, max_bytes: int, take: Callable[[int], None]) -> bytes:
-    """The whole body; take is told of each piece's bytes before it is kept, and may raise.
-
-    Raises RequestError (413) beyond max_bytes, whatever its Content-Length says, or ClientGone.
-    """
-    too_large = RequestError(f"the request has more than the limit of {max_bytes} bytes; send less at once", 413)
-    if media_type(headers) == PICKLE:
-        raise RequestError(f"{PICKLE.decode()} is not allowed in main server", 415)
-    declared = headers.get(b"content-length", b"")
-    if declared.isdigit() and (len(declared) > 18 or int(declared) > max_bytes):
-        raise too_large
-    chunks, num_bytes, more = [], 0, True
-    while more:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        chunk, more = message.get("body", b""), message.get("more_body", False)
-        num_bytes += len(chunk)
-        if num_bytes > max_bytes:
-            raise too_large
-        take(len(chunk))
-        chunks.append(chunk)
-    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
-
-
-def media_type(headers: Headers) -> bytes:
-    """The content type without its parameters, in lower case; empty where there is none."""
-    return headers.get(b"content-type", b"").partition(b";")[0].strip().lower()
 
 
 def files(headers: Headers, body: bytes, field: str, args: ServeArgs) -> list[bytes]:

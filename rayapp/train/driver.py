@@ -107,6 +107,11 @@ def train(settings: TrainSettings, home: Home, console: Console | None = None) -
     return result
 
 
+def run(settings: TrainSettings, home: Home) -> TrainResult | dict[str, Any]:
+    """The trained model, or with dry_run what would be trained."""
+    return dry_run(settings, home) if settings.dry_run else train(settings, home)
+
+
 def dry_run(settings: TrainSettings, home: Home) -> dict[str, Any]:
     """The resolved settings, what they ask for, and what that took in past runs; nothing is started."""
     settings = absolute_paths(settings)

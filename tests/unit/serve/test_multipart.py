@@ -15,6 +15,8 @@ from starlette.types import Message
 
 from rayapp.errors import RequestError
 from rayapp.serve import multipart
+from rayapp.serve.messages import ClientGone, Headers, MemoryBudget
+from rayapp.serve.messages import Request as OurRequest
 from tests.support.serving import quick_args
 
 ARGS = quick_args()
@@ -34,7 +36,7 @@ def parts(body: bytes, boundary: bytes = b"XbX") -> list[tuple[bytes, bytes]]:
     return list(multipart.parts(body, boundary))
 
 
-def content_type(boundary: bytes = b"XbX") -> multipart.Headers:
+def content_type(boundary: bytes = b"XbX") -> Headers:
     return {b"content-type": b"multipart/form-data; boundary=" + boundary}
 
 
@@ -392,13 +394,14 @@ def test_forms_are_read_as_starlette_reads_them(seed: int):
 # --- bodies -----------------------------------------------------------------------------------------------------------
 
 
-def read(messages: Sequence[dict[str, Any]], *, limit: int = 10, headers: multipart.Headers | None = None) -> bytes:
+def read(messages: Sequence[dict[str, Any]], *, limit: int = 10, headers: Headers | None = None) -> bytes:
     waiting = list(messages)
 
     async def receive() -> Message:
         return waiting.pop(0)
 
-    return asyncio.run(multipart.read_body(headers or {}, receive, limit, lambda num_bytes: None))
+    request = OurRequest("/predict_image", headers or {}, receive, "", MemoryBudget(2**20))
+    return asyncio.run(request.read(limit))
 
 
 def piece(body: bytes, *, more: bool = True) -> dict[str, Any]:
@@ -428,5 +431,5 @@ def test_body_beyond_the_limit_is_refused_whatever_its_length_says():
 
 
 def test_client_that_goes_is_no_body():
-    with pytest.raises(multipart.ClientGone):
+    with pytest.raises(ClientGone):
         read([piece(b"01"), {"type": "http.disconnect"}])
