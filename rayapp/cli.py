@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 class Verb:
     """A word of the command line: its settings, and "module:function" of (settings, home).
 
-    It returns what is printed as JSON: a dict, a result with to_dict(), or None. It is imported only when its verb runs:
+    It returns what is printed as JSON: a dict, a result with to_dict(), or None. It is imported when its verb runs:
     torch, Ray and MLflow take seconds.
     """
 

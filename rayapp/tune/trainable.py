@@ -17,6 +17,7 @@ import torch
 from ray import tune
 
 from rayapp.errors import TrainingError
+from rayapp.storage import open_fs
 from rayapp.train.checkpoints import STATE
 from rayapp.tune.distributed_trial import distributed_reports
 from rayapp.tune.search import CHECKPOINT, to_python
@@ -78,7 +79,8 @@ class TrialTrainable(tune.Trainable):
         """Those of reports_of(), trained here or by several workers."""
         address: str | None = self._values.get(CHECKPOINT)
         if self._snapshot is None and address:
-            with tune.Checkpoint(address).as_directory() as folder:
+            files, path = open_fs(address)
+            with tune.Checkpoint(path, files).as_directory() as folder:
                 self.load_checkpoint(folder)
         settings = self._sweep.trial(to_python(self._values))
         if settings.compute.workers.high == 1:

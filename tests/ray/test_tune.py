@@ -31,6 +31,7 @@ from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.registry.models import Registry
 from rayapp.tune.record import find_sweep
+from tests.support.processes import children, kill
 
 pytestmark = pytest.mark.timeout(1500)
 SPACE = {"optim.lr": {"log_uniform": [0.01, 2.0]}, "optim.momentum": {"uniform": [0.5, 0.99]}}
@@ -238,8 +239,7 @@ class Driver:
             time.sleep(0.05)
 
     def trial_workers(self) -> list[psutil.Process]:
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return [p for p in family if "ray::TrialTrainable" in " ".join(p.cmdline())]
+        return children(psutil.Process(self.process.pid), "ray::TrialTrainable")
 
     def end(self) -> dict[str, Any]:
         out, errors = self.process.communicate()
@@ -260,7 +260,7 @@ def test_F44_a_killed_trial_worker_and_a_killed_driver_repeat_no_finished_trial(
     # ASHA stops none after the second of four epochs: one of the processes is in the middle of a trial
     first.wait_for(lambda rows: ended(rows) >= 3 and any(r["state"] == "running" and r["epoch"] == 2 for r in rows))
     for process in first.trial_workers():
-        process.kill()
+        kill(process)
     before = ended(first.rows())
     first.wait_for(lambda rows: ended(rows) >= before + 4 and any(r["restarts"] for r in rows))
     os.killpg(first.process.pid, signal.SIGKILL)
