@@ -95,8 +95,6 @@ class Demo:
             table.add_row(step.name, f"{step.seconds:.1f}", Text(step.figure), _mark(step))
         return table
 
-    # --- the steps ---
-
     def doctor(self) -> str:
         checks = examine(DoctorSettings(), self.home)
         failed = [f"{c.name}: {c.advice}" for c in checks if c.status == "fail"]

@@ -91,9 +91,6 @@ def print_table(checks: list[Check]) -> None:
     table_console().print(table)
 
 
-# --- the machine ------------------------------------------------------------------------------------------------------
-
-
 def _python() -> Check:
     found = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
     if sys.version_info[:2] == (3, 11):
@@ -158,9 +155,6 @@ def _writable(folder: Path) -> bool:
             return True
     except OSError:
         return False
-
-
-# --- what is installed ------------------------------------------------------------------------------------------------
 
 
 def _packages() -> Check:
@@ -234,9 +228,6 @@ def _accelerator() -> Check:
         advice = "install the CUDA build of torch" if torch.version.cuda is None else "update the NVIDIA driver"
         return Check("accelerator", "warn", f"{found}, although there is an NVIDIA GPU", advice)
     return Check("accelerator", "ok", found)
-
-
-# --- what rayapp talks to ---------------------------------------------------------------------------------------------
 
 
 def _ray(address: str | None) -> Check:

@@ -128,9 +128,6 @@ def _num_workers(wanted: int | None, device: str, there: dict[str, float]) -> in
     return wanted or room
 
 
-# --- on the workers ---------------------------------------------------------------------------------------------------
-
-
 def _decode(batch: Block, *, spec: PreprocessSpec, at_once: int) -> Iterator[Block]:
     for task in batch["item"]:
         yield from decode_rows(pickle.loads(task), spec, at_once=at_once)  # noqa: S301 - of tables(), a moment ago

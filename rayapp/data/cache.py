@@ -118,9 +118,6 @@ def _fill(place: Path, part: SplitSource, spec: PreprocessSpec | None) -> None:
         os.replace(target, place)  # at once: a folder that is there is whole
 
 
-# --- streams ----------------------------------------------------------------------------------------------------------
-
-
 class DecodedBatch(NamedTuple):
     """Images that follow one another. problems: name and reason where one is corrupt and black, "" where it is not."""
 
@@ -162,9 +159,6 @@ def read_ahead(chunks: Sequence[Chunk]) -> Iterator[Sample]:
         while ahead:
             yield ahead.popleft()
             ahead.extend(islice(reads, 1))
-
-
-# --- decoding ---------------------------------------------------------------------------------------------------------
 
 
 class DecodedImage(NamedTuple):

@@ -108,9 +108,6 @@ def held_out(part: SplitSource, class_names: tuple[str, ...]) -> tuple[SplitSour
     return part.subset(train_n), part.subset(test_n)
 
 
-# --- digits -----------------------------------------------------------------------------------------------------------
-
-
 def digits(config: DataConfig, data_folder: Path) -> Source:
     """1,797 scans of handwritten digits (UCI, optical recognition), enlarged to 32x32; 360 of them for the test."""
     from sklearn.datasets import load_digits
@@ -121,9 +118,6 @@ def digits(config: DataConfig, data_folder: Path) -> Source:
     train, test = held_out(SplitSource.of_arrays(images_nhw, scans.target), class_names)
     digest = digest_of([hashlib.sha256(images_nhw.tobytes()).hexdigest(), scans.target.tolist()])
     return Source(class_names, digest, len(test.labels_n), train, lambda: test, flip=False, image_px=32)
-
-
-# --- folder -----------------------------------------------------------------------------------------------------------
 
 
 def folder(config: DataConfig, data_folder: Path) -> Source:
@@ -216,9 +210,6 @@ def _source(
         logger.info("%s has %d images for validation: none is taken from training", config.path, own)
     num_test, px = len(found.labels_n), config.image_px
     return Source(class_names, digest, num_test, train, lambda: found, image_px=px, num_validation=own)
-
-
-# --- parquet ----------------------------------------------------------------------------------------------------------
 
 
 def parquet(config: DataConfig, data_folder: Path) -> Source:

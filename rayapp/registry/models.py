@@ -68,8 +68,6 @@ class Registry:
         self._uri = tracking_uri
         self._stages_seen: set[str] = set()
 
-    # --- naming -------------------------------------------------------------------------------------------------------
-
     def resolve(self, uri: str) -> ModelVersion:
         """The version that uri means now; uris.py tells the forms of a URI. A stage is answered with a warning."""
         reference = parse(uri)
@@ -107,8 +105,6 @@ class Registry:
         with mlflow_client(self._uri) as client:
             for key, value in tags.items():
                 client.set_model_version_tag(version.name, _number(version), key, value)
-
-    # --- bundles ------------------------------------------------------------------------------------------------------
 
     def log_bundle(self, run_id: str, folder: Path) -> str:
         """The URI (models:/m-...) of the bundle in folder, now a model of a run. Standard clients load it as onnx.
@@ -225,8 +221,6 @@ class Registry:
                 " restore them, or make a new version with: rayapp train"
             )
         return store
-
-    # --- what the world may know --------------------------------------------------------------------------------------
 
     def metadata(self, version: ModelVersion) -> dict[str, Any]:
         """The model_metadata of /get_model_info (docs/contract.md, 1.2); values that are not finite are None."""

@@ -184,9 +184,6 @@ def logged_model(client: MlflowClient, run_id: str, artifact: str) -> LoggedMode
     return found
 
 
-# --- MLflow's answers -------------------------------------------------------------------------------------------------
-
-
 def version_of(
     entity: MlflowVersion,
     *,

@@ -48,9 +48,6 @@ class NodeUse:
         return self.num_nodes * self.seconds / 3600
 
 
-# --- nodes ------------------------------------------------------------------------------------------------------------
-
-
 def count_nodes(node_ids: Iterable[str], nodes: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Kind -> number of the nodes that these ids name, each counted once. nodes: as ray.nodes() returns them.
 
@@ -70,9 +67,6 @@ def _kind(node: Mapping[str, Any] | None) -> str:
     count = int(resources.get("GPU", 1))
     name = min(names, key=len)  # a node may have A100-80G beside A100, set by hand
     return f"{count}x{name}" if count > 1 else name
-
-
-# --- money ------------------------------------------------------------------------------------------------------------
 
 
 def usd_per_hour(config: CostConfig, *, local: bool) -> dict[str, float]:

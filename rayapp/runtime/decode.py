@@ -138,9 +138,6 @@ def _decode(batch: dict[str, NDArray[Any]], *, spec: PreprocessSpec, at_once: in
             yield {"images": run.images_nhwc, "labels": run.labels_n, "problems": problems}
 
 
-# --- images that are predicted ----------------------------------------------------------------------------------------
-
-
 def decode_rows(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int) -> Iterator[dict[str, NDArray[Any]]]:
     """The images of chunks in order, at_once in a block: path, row (-1 where it is a file of its own), error and image.
 

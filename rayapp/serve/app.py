@@ -88,8 +88,6 @@ class VisionClassifier:
         self._replica.close()
         await asyncio.to_thread(self._logs.close)
 
-    # --- what the fleet asks every replica ---
-
     async def poll(self, *, resolved: bool, refused: Refusal | None) -> ReplicaStatus:
         """See Follower."""
         return self._follower.poll(resolved=resolved, refused=refused)
@@ -139,9 +137,6 @@ def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.
         max_constructor_retry_count=3,  # a bundle that cannot be loaded does not get better
     )(serve.ingress()(VisionClassifier))
     return deployment.bind(args, home, rollout.bind(args, home))
-
-
-# --- a server on this machine -----------------------------------------------------------------------------------------
 
 
 def serve_forever(settings: ServeSettings, home: Home) -> None:

@@ -52,9 +52,6 @@ log = logging.getLogger(__name__)
 Handler = Callable[[Request], Awaitable[Response]]
 
 
-# --- the application --------------------------------------------------------------------------------------------------
-
-
 def build_app(
     replica: Replica,
     args: ServeArgs,
@@ -155,9 +152,6 @@ def _json_response(content: Any, status: int = 200) -> PageResponse:
     return PageResponse(orjson.dumps(content), status, media_type="application/json")
 
 
-# --- endpoints --------------------------------------------------------------------------------------------------------
-
-
 class _Handlers:
     """Each request takes one reference to a served model and uses nothing else of the replica."""
 
@@ -219,9 +213,6 @@ def prediction(row_k: Float32Array, class_names: Sequence[str]) -> Json:
         "confidence": probabilities[index],
         "probabilities": dict(zip(class_names, probabilities, strict=True)),
     }
-
-
-# --- answers ----------------------------------------------------------------------------------------------------------
 
 
 class _AsgiEndpoint:

@@ -76,8 +76,6 @@ class Metrics:
     ) -> Histogram:
         return Histogram(name, text, labels, buckets=buckets, registry=self._registry)
 
-    # --- requests ---
-
     def watch_running(self, endpoint: str, num_running: Callable[[], int]) -> None:
         """num_running tells how many requests to an endpoint of ENDPOINTS are under way."""
         self._endpoints.watch_running(endpoint, num_running)
@@ -112,8 +110,6 @@ class Metrics:
         """Ask num_dropped for what the request log has lost at each reading."""
         self._dropped_log.set_function(num_dropped)
 
-    # --- the model ---
-
     def serves(self, version: str, digest: str, second: tuple[str, str] | None = None) -> None:
         """A version answers from now on, and perhaps a second one beside it."""
         self._served.clear()
@@ -142,8 +138,6 @@ class Metrics:
     def rollout_fine(self) -> None:
         """The alias names what is served."""
         self._failed.clear()
-
-    # --- reading ---
 
     def families(self) -> list[Metric]:
         """The numbers as they are now; they can be sent to another process."""

@@ -147,9 +147,6 @@ class RequestLog:
         self._writer.finish()
 
 
-# --- the thread's side ------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True, slots=True)
 class _Rows:
     """Some rows of one date, converted."""

@@ -130,9 +130,6 @@ def dry_run(settings: TrainSettings, home: Home) -> dict[str, Any]:
     }
 
 
-# --- on the driver ----------------------------------------------------------------------------------------------------
-
-
 def _prices(settings: TrainSettings) -> dict[str, float]:
     return usd_per_hour(settings.cost, local=ray_address() is None)
 

@@ -103,9 +103,6 @@ def clean(home: Home, name: str) -> list[str]:
     return removed
 
 
-# --- the search -------------------------------------------------------------------------------------------------------
-
-
 def _earlier(home: Home, settings: TuneSettings) -> Sweep | None:
     if not settings.resume:
         return None
@@ -206,9 +203,6 @@ def _close(tracker: Tracker, sweep: Sweep, status: Status) -> None:
         tracker.close_run(sweep.run_id, status)
     except RegistryError as error:
         log.warning("sweep %s could not be closed as %s: %s", sweep.run_id, status, error)
-
-
-# --- Ray Tune ---------------------------------------------------------------------------------------------------------
 
 
 def run_trials(

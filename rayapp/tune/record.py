@@ -174,9 +174,6 @@ def pareto_front(rows: Sequence[TrialRow]) -> list[TrialRow]:
     return found
 
 
-# --- the result -------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SweepResult:
     """The result of a sweep: what the last line of stdout says."""

@@ -56,8 +56,6 @@ class TrialRecorder(Callback):
         """What the sweep took so far, its earlier parts included."""
         return self._seconds_before + time.monotonic() - self._started
 
-    # --- what Ray Tune calls ------------------------------------------------------------------------------------------
-
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """A new row, or the one that this trial had before it was cut off. Also after each pause of a trial."""
         self._begun(trial)
@@ -106,8 +104,6 @@ class TrialRecorder(Callback):
         row = self._begun(trial)
         row.error = error_message(trial)
         self._end(row, "failed")
-
-    # --- the end ------------------------------------------------------------------------------------------------------
 
     def close(self, *, interrupted: bool) -> int:
         """The number of trials of which MLflow lacks something. interrupted: what still runs is to be resumed."""
@@ -160,8 +156,6 @@ class TrialRecorder(Callback):
     def _save(self) -> None:
         self._sweep.save_trials(self.rows, self.seconds)
         self._changed(self.rows)
-
-    # --- MLflow -------------------------------------------------------------------------------------------------------
 
     def _spool_metrics(self, row: TrialRow, report: TrialReport) -> None:
         spool = self._spool(row)

@@ -119,9 +119,6 @@ def value_text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
 def plot_history(rows: Sequence[TrialRow], metric: str, path: Path) -> None:
     """The best metric of each trial in the order of their starts, the best so far, and their learning curves."""
     figure, (left, right) = new_figure(11, 4, columns=2)
@@ -195,9 +192,6 @@ def _number_or_text(value: Any) -> tuple[bool, float, str]:
     """A key to sort by: numbers by size, then all else by its text."""
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     return not is_number, value if is_number else 0.0, value_text(value)
-
-
-# --- the end ----------------------------------------------------------------------------------------------------------
 
 
 def show(tuned: SweepResult, console: Console) -> None:

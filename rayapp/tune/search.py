@@ -57,9 +57,6 @@ def to_python(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value.item() if hasattr(value, "item") else value for name, value in values.items()}
 
 
-# --- who chooses ------------------------------------------------------------------------------------------------------
-
-
 def searcher(
     settings: TuneSettings, at_once: int, rows: Sequence[TrialRow] = (), folder: str = ""
 ) -> SearchAlgorithm | Searcher:
@@ -161,9 +158,6 @@ class _CutOffFirst(Searcher):
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """The trial is over."""
         self._inner.on_trial_complete(trial_id, result, error)
-
-
-# --- who stops --------------------------------------------------------------------------------------------------------
 
 
 def scheduler(settings: TuneSettings, max_epochs: int) -> TrialScheduler:

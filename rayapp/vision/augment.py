@@ -104,9 +104,6 @@ class Augment:
         return images_nhwc.masked_fill(hole_nhw1, GREY)
 
 
-# --- RandAugment ------------------------------------------------------------------------------------------------------
-
-
 def draw_strengths(
     n: int, generator: Generator, device: torch.device, *, num_ops: int, magnitude: float
 ) -> dict[str, Tensor]:
@@ -183,9 +180,6 @@ def _smoothed(images_nchw: Tensor) -> Tensor:
     smoothed_nchw = images_nchw.clone()
     smoothed_nchw[:, :, 1:-1, 1:-1].mul_(4).add_(nine).div_(13)
     return smoothed_nchw
-
-
-# --- mixup ------------------------------------------------------------------------------------------------------------
 
 
 def mixup(
