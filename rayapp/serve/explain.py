@@ -15,7 +15,6 @@ from rayapp.config.serve import ServeArgs
 from rayapp.data.preprocess import open_image
 from rayapp.errors import BundleError, RequestError, did_you_mean
 from rayapp.serve.replica import LoadedModel
-from rayapp.vision.explain import Explainer, overlay
 
 if TYPE_CHECKING:
     from rayapp.vision.explain import Explainer
@@ -54,7 +53,7 @@ class Explanations:
             self._num_waiting -= 1
 
     def _explain(self, served: LoadedModel, file: bytes, index: int | None) -> bytes:
-        from rayapp.vision.explain import Explainer
+        from rayapp.vision.explain import Explainer, overlay
 
         if self._loaded is None or self._loaded[0] != served.digest:
             self._loaded = None  # first: never the weights of two models

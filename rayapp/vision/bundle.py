@@ -29,7 +29,6 @@ from rayapp.config.train import DataConfig, ModelConfig
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import BundleError
 from rayapp.storage import atomic_write
-from rayapp.vision.models import Classifier, blank_model
 
 if TYPE_CHECKING:
     import torch
@@ -111,6 +110,8 @@ class Bundle:
         """The model with its weights, in evaluation mode. Raises BundleError where they do not fit the architecture."""
         from safetensors.torch import load_file
 
+        from rayapp.vision.models import blank_model
+
         manifest = self.manifest
         model = blank_model(
             manifest.model,
@@ -140,9 +141,8 @@ def write_bundle(folder: Path, model: Classifier, manifest: Manifest) -> Bundle:
         export_onnx(model, folder / GRAPH, manifest.preprocess)
         files = {name: file_digest(folder / name) for name in (WEIGHTS, GRAPH)}
         complete = manifest.model_copy(update={"files": files, "created": datetime.now(UTC).isoformat("T", "seconds")})
-        atomic_write(
-            folder / MANIFEST, complete.model_dump_json(indent=2) + "\n"
-        )  # last and at once: without it the folder is no bundle
+        # last and at once: without it the folder is no bundle
+        atomic_write(folder / MANIFEST, complete.model_dump_json(indent=2) + "\n")
     except OSError as error:
         raise BundleError(f"the bundle cannot be written to {folder} ({error.strerror}); free some space") from error
     return Bundle.open(folder)
