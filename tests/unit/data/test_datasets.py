@@ -12,9 +12,7 @@ from rayapp.data import datasets
 from rayapp.data.chunks import SplitSource
 from rayapp.data.datasets import load
 from rayapp.errors import DataError
-from tests.support.images import open_folder, open_parquet, write_folder
-
-CIFAR10 = Path(__file__).resolve().parents[3].parent / "shared" / "data" / "cifar10"
+from tests.support.images import open_folder, write_folder
 
 
 def test_digits_are_all_there_as_grey_32_px_images(home: Path):
@@ -141,20 +139,3 @@ def test_a_streamed_set_of_several_sizes_is_brought_to_one(tmp_path: Path, home:
     assert (info.height_px, info.width_px, info.channels) == (224, 224, 3)
     info = open_folder(root, home, stream=True, image_px=24).info
     assert (info.height_px, info.width_px) == (24, 24)
-
-
-# --- CIFAR-10 ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason=f"no {CIFAR10}")
-def test_all_of_cifar10_in_parquet(home: Path):
-    data = open_parquet(CIFAR10, home)
-
-    assert (data.info.num_train, data.info.num_test, data.info.num_skipped) == (50_000, 10_000, 0)
-    assert data.info.class_names[:3] == ("airplane", "automobile", "bird")
-    assert (data.info.height_px, data.info.width_px, data.info.channels) == (32, 32, 3)
-    assert data.train.images_nhwc.shape == (50_000, 32, 32, 3)
-    assert data.test.images_nhwc.shape == (10_000, 32, 32, 3)
-    assert np.bincount(data.train.labels_n).tolist() == [5000] * 10
-    assert np.bincount(data.test.labels_n).tolist() == [1000] * 10
-    assert data.info.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=1e-3)  # of the original files

@@ -93,15 +93,17 @@ def test_standard_clients_load_a_version_by_its_onnx_flavour(
 
     version = registered(tracker, registry, bundle_folder)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)  # as the user of another tool has it
-    images_nhwc = np.full((5, 8, 8, 3), 51, np.uint8)
+    images_nhwc = np.full((5, 32, 32, 3), 51, np.uint8)
+    ours = onnxruntime.InferenceSession(bundle_folder / GRAPH, providers=["CPUExecutionProvider"])
+    (expected_nk,) = ours.run(["logits"], {"images": images_nhwc})
     for name in ("models:/vision@challenger", "models:/vision/1", f"runs:/{version.run_id}/model"):
         model = mlflow.onnx.load_model(name)
         session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
         (logits_nk,) = session.run(["logits"], {"images": images_nhwc})
-        assert logits_nk.tolist() == [[51.0, 0.0]] * 5
+        assert np.array_equal(logits_nk, expected_nk)
     signature = mlflow.models.get_model_info("models:/vision/1").signature
-    assert signature.inputs.inputs[0].shape == (-1, 8, 8, 3)
-    assert signature.outputs.inputs[0].shape == (-1, 2)
+    assert signature.inputs.inputs[0].shape == (-1, 32, 32, 3)
+    assert signature.outputs.inputs[0].shape == (-1, 10)
 
 
 def test_mlflows_global_state_and_the_environment_stay_as_they_are(
