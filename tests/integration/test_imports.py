@@ -57,3 +57,33 @@ def test_a_server_that_explains_has_no_window_to_draw_in() -> None:
     code += "sys.exit('matplotlib.pyplot' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], timeout=100, check=False).returncode == 0
+
+
+NOT_FOR_ANSWERS = {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "onnxscript", "mlflow.pyfunc"}
+
+ANSWER = """
+import sys
+from pathlib import Path
+import rayapp.serve.app
+from tests.support.bundles import tiny_served
+from tests.support.images import encoded, picture
+from tests.support.serving import client_of
+with client_of(tiny_served(Path(sys.argv[1]))) as client:
+    client.post("/predict_image", files={"image": encoded(picture())}).raise_for_status()
+print(*sys.modules)
+"""
+
+
+def test_replica_imports_what_answering_needs_and_no_torch(tmp_path: Path):
+    """A replica held a gigabyte: torch and what comes with it took 700 MB, and ONNX Runtime answers."""
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWER, tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    imported = set(done.stdout.split())
+    assert "onnxruntime" in imported
+    assert imported & NOT_FOR_ANSWERS == set()

@@ -188,7 +188,7 @@ def num_checkpoints(home: Path) -> int:
 
 def test_ctrl_c_closes_the_run_as_killed_and_resume_finishes_it(home: Path) -> None:
     state = home_at(home)
-    process = started(home, "--optim.epochs", "5", "--tracking.log_every_steps", "2")
+    process = started(home, "--optim.epochs", "8", "--tracking.log_every_steps", "2")
     until(lambda: num_checkpoints(home) >= 1 or process.poll() is not None, patience_s=200)
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
@@ -204,10 +204,10 @@ def test_ctrl_c_closes_the_run_as_killed_and_resume_finishes_it(home: Path) -> N
     assert process.returncode == 0, errors
     said = json.loads(output.splitlines()[-1])
     assert said["run_id"] == run["run_id"]
-    assert said["epochs"] == 5
+    assert said["epochs"] == 8
     assert client(state).get_run(run["run_id"]).info.status == "FINISHED"
     epochs = [m.step for m in client(state).get_metric_history(run["run_id"], "val/accuracy")]
-    assert sorted(set(epochs)) == list(range(1, 6))
+    assert sorted(set(epochs)) == list(range(1, 9))
 
 
 # --- what must not end a training ---

@@ -8,22 +8,22 @@ from __future__ import annotations
 import hashlib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
-import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from rayapp.config.train import DataConfig, ModelConfig
-from rayapp.data.datasets import DatasetInfo
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import RegistryError, RegistryUnavailable
 from rayapp.registry.uris import ModelVersion
 from rayapp.serve.replica import LoadedModel
-from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest, write_bundle
-from rayapp.vision.models import build_model
+from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, Manifest, file_digest
 from rayapp.vision.predictor import Predictor
+
+if TYPE_CHECKING:
+    from rayapp.data.datasets import DatasetInfo
 
 CLASSES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
 SIDE_PX = 32
@@ -171,28 +171,3 @@ def tiny_served(folder: Path, *, version: int = 1) -> LoadedModel:
     shelf.add(version)
     found = tiny_version(version)
     return LoadedModel(Predictor.load(shelf.download(found, folder), device="cpu"), found, shelf.metadata(found))
-
-
-def written_for(folder: Path, info: DatasetInfo) -> Bundle:
-    """A bundle for a data set, of an untrained model that does react to its input."""
-    torch.manual_seed(0)
-    config = ModelConfig(name="resnet18")
-    px = info.height_px
-    model = build_model(config, num_classes=info.num_classes, image_px=px, mean=info.mean, std=info.std)
-    with torch.no_grad():
-        model.train()(torch.randint(0, 256, (16, px, px, 3), dtype=torch.uint8))
-        model.backbone.fc.weight.mul_(5)  # type: ignore[union-attr,operator]
-    manifest = Manifest(
-        model=config,
-        preprocess=info.preprocess,
-        class_names=info.class_names,
-        mean=info.mean,
-        std=info.std,
-        data=DataConfig(dataset=info.name),
-        data_digest=info.digest,
-        split_digest="sha256:2",
-        git_sha="unknown",
-        versions={"torch": torch.__version__},
-        metrics={"val_accuracy": 0.5},
-    )
-    return write_bundle(folder, model, manifest)

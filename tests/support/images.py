@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from rayapp.config.train import DataConfig
-from rayapp.data.datasets import Dataset, load
 from rayapp.data.preprocess import Images
+
+if TYPE_CHECKING:  # what serves has no data sets, and torch comes with them
+    from rayapp.data.datasets import Dataset
 
 
 def picture(seed: int = 0, *, height: int = 32, width: int = 32, mode: str = "RGB") -> Image.Image:
@@ -71,8 +73,12 @@ def write_parquet(path: Path, labels: list[Any], *, names: list[str] | None = No
 
 
 def open_folder(root: Path | str, home: Path, **settings: Any) -> Dataset:
+    from rayapp.data.datasets import load
+
     return load(DataConfig(dataset="folder", path=str(root), **settings), home)
 
 
 def open_parquet(root: Path | str, home: Path, **settings: Any) -> Dataset:
+    from rayapp.data.datasets import load
+
     return load(DataConfig(dataset="parquet", path=str(root), **settings), home)

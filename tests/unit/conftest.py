@@ -13,8 +13,8 @@ import uvicorn
 
 from tests.support.stores import home_at
 
-# Still to be moved to tests/integration: they start processes.
-MAY_START = ("test_benchmarks", "test_record.py::test_a_lock_does_not_outlive_a_killed_process")
+# What it shows is that a killed process holds no lock.
+MAY_START = ("test_record.py::test_a_lock_does_not_outlive_a_killed_process",)
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,8 @@ from tests.support.ports import free_port
 
 NAMES = "python packages cores memory disk home accelerator ray mlflow data port".split()  # noqa: SIM905
 Disk = namedtuple("Disk", "total used free")
+Memory = namedtuple("Memory", "available total")
+Version = namedtuple("Version", "major minor micro")
 
 
 @pytest.fixture
@@ -85,7 +87,7 @@ def check(name: str, home: Home | None = None, *, tracking_uri: str = "") -> doc
 
 
 def test_other_python_is_refused(monkeypatch):
-    monkeypatch.setattr(sys, "version_info", namedtuple("V", "major minor micro")(3, 13, 1))
+    monkeypatch.setattr(sys, "version_info", Version(3, 13, 1))
 
     found = check("python")
 
@@ -107,7 +109,7 @@ def test_disk(this_home, monkeypatch, free, status):
 def test_memory(monkeypatch, available, status):
     import psutil
 
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("M", "available total")(available, 16e9))
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Memory(available, 16e9))
 
     assert check("memory").status == status
 

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from rayapp.config.commands import ServeSettings
@@ -31,23 +28,6 @@ def test_port_in_use_is_said_at_once(nowhere: Home):
 
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port} .*\(pid {os.getpid()}\).*--port"):
             serve_forever(ServeSettings(port=port), nowhere)
-
-
-def test_server_of_ours_that_has_the_port_is_named_not_its_haproxy(nowhere: Home, tmp_path: Path):
-    """HAProxy alone is started again by its server: it is the server that one has to stop."""
-    (tmp_path / "rayapp").symlink_to(sys.executable)
-    listen = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True);"
-    haproxy = [sys.executable, "-c", f"{listen} time.sleep(600)"]
-    serve = [tmp_path / "rayapp", "-c", f"import subprocess; subprocess.run({haproxy!r})", "serve"]
-    with subprocess.Popen(serve, stdout=subprocess.PIPE, text=True) as server:
-        try:
-            assert server.stdout
-            port = int(server.stdout.readline())
-            with pytest.raises(ConfigError, match=rf"stop rayapp serve \(pid {server.pid}\)"):
-                serve_forever(ServeSettings(port=port), nowhere)
-        finally:
-            for process in psutil.Process(server.pid).children():
-                process.kill()
 
 
 def test_address_that_is_not_of_this_machine_is_said(nowhere: Home):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -124,30 +122,3 @@ def test_error_in_a_batch_says_which_image(tmp_path: Path):
         served.decode([encoded(picture()), b""], 10**6)
     with pytest.raises(ImageError, match=r"^the image"):
         served.decode([b""], 10**6)
-
-
-NOT_FOR_ANSWERS = {"torch", "torchvision", "matplotlib", "sklearn", "scipy", "onnxscript", "mlflow.pyfunc"}
-ANSWER = """
-import sys
-from pathlib import Path
-import rayapp.serve.app
-from tests.contract.tiny import client_of, encoded, picture, tiny_served
-with client_of(tiny_served(Path(sys.argv[1]))) as client:
-    client.post("/predict_image", files={"image": encoded(picture())}).raise_for_status()
-print(*sys.modules)
-"""
-
-
-def test_replica_imports_what_answering_needs_and_no_torch(tmp_path: Path):
-    """A replica held a gigabyte: torch and what comes with it took 700 MB, and ONNX Runtime answers."""
-    done = subprocess.run(
-        [sys.executable, "-c", ANSWER, tmp_path],
-        cwd=Path(__file__).parents[3],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-
-    imported = set(done.stdout.split())
-    assert "onnxruntime" in imported
-    assert imported & NOT_FOR_ANSWERS == set()

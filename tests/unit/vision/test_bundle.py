@@ -12,7 +12,7 @@ from rayapp.data.datasets import DatasetInfo
 from rayapp.errors import BundleError, ConfigError
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle, onnx_session, write_bundle
 from rayapp.vision.predictor import Predictor, _TorchEngine, resolve_device
-from tests.support.bundles import written_for
+from tests.support.networks import written_for
 
 
 @pytest.fixture(scope="session")
