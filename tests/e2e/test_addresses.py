@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.elsewhere import HERE, Elsewhere, elsewhere
 from tests.e2e.pages import Shell
-from tests.integration.test_haproxy_wrapper import program, until_listening, written_by_serve
+from tests.support.haproxy import program, until_listening, written_by_serve
 from tests.support.ports import free_ports
 from tests.support.site import Site
 

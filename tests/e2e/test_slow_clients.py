@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from ray.serve._private.haproxy import BackendConfig, ServerConfig
 
-from tests.integration.test_haproxy_wrapper import program, until_listening, written_by_serve
+from tests.support.haproxy import program, until_listening, written_by_serve
 from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")

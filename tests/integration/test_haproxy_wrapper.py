@@ -2,53 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from ray.serve._private.haproxy import BackendConfig, HAProxyApi, HAProxyConfig
-from ray.serve.config import HTTPOptions
 
 from rayapp.serve.haproxy import haproxy_script
 from rayapp.serve.haproxy_wrapper import Unexpected, changed
+from tests.support.haproxy import program, until_listening, written_by_serve
 from tests.support.ports import free_ports
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="HAProxy comes with Ray on Linux only")
-
-
-def written_by_serve(
-    folder: Path, host: str = "0.0.0.0", *backends: BackendConfig, port: int = 3000, **more: Any
-) -> Path:
-    """The configuration of HAProxy as this version of Serve writes it for a host."""
-    path = folder / "haproxy.cfg"
-    options = HTTPOptions(host=host, port=port)
-    config = HAProxyConfig(http_options=options, socket_path=str(folder / "admin.sock"), **more)
-    HAProxyApi(config, {one.name: one for one in backends}, config_file_path=str(path))._generate_config_file_internal()
-    return path
-
-
-def program(folder: Path, host: str = "") -> str:
-    path = folder / "haproxy with a space"
-    path.write_text(haproxy_script(host))
-    path.chmod(0o700)
-    return str(path)
-
-
-def until_listening(port: int) -> None:
-    """Wait until somebody listens on a port of this machine."""
-    deadline = time.monotonic() + 60
-    while True:
-        with contextlib.suppress(ConnectionRefusedError), socket.create_connection(("127.0.0.1", port)):
-            return
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def binds(config: str) -> list[str]:
