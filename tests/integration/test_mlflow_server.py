@@ -24,6 +24,8 @@ from tests.support.servers import MlflowServer, answering
 from tests.support.stores import finished, history, home_at, new_run, registered
 from tests.support.wait import until
 
+SECRET = "s3cret"  # of nothing
+
 
 @pytest.fixture(scope="module")
 def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
@@ -132,15 +134,18 @@ def test_a_bundle_goes_through_a_server_and_back(server: MlflowServer, tmp_path:
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        ("postgresql://u:s3cret@127.0.0.1:1/db", "needs the Python module 'psycopg', .* pip install psycopg2-binary"),
-        ("mysql://u:s3cret@127.0.0.1:1/db", "needs the Python module 'MySQLdb', .* pip install PyMySQL"),
+        (
+            f"postgresql://u:{SECRET}@127.0.0.1:1/db",
+            "needs the Python module 'psycopg', .* pip install psycopg2-binary",
+        ),
+        (f"mysql://u:{SECRET}@127.0.0.1:1/db", "needs the Python module 'MySQLdb', .* pip install PyMySQL"),
         ("127.0.0.1:5000", "lacks its scheme; write http://127.0.0.1:5000"),
     ],
 )
 def test_a_database_without_its_driver_and_an_address_without_a_scheme_are_sentences(uri: str, sentence: str) -> None:
     with pytest.raises(RegistryError, match=sentence) as caught, mlflow_client(uri) as client:
         client.search_experiments()
-    assert "s3cret" not in str(caught.value)
+    assert SECRET not in str(caught.value)
 
 
 def test_the_advice_on_a_deleted_experiment_works_as_typed(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> str:
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.delenv(name, raising=False)
     for name in ("http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.setenv(name, f"http://me:s3cret@{address}")
+        monkeypatch.setenv(name, f"http://me:s3cret@{address}")  # pragma: allowlist secret
     return address
 
 
