@@ -38,6 +38,8 @@ HAPROXY_ENV = {
     # An HAProxy that dies is replaced after three of these; Serve's own default is 10 s.
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+    # One that is slow to start, on a busy machine, is no reason to kill it; Serve's own limit is 5 s.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
     # HAProxy hears of a replica that goes within a tenth of a second, and retries what is refused.
     "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
 }

@@ -26,7 +26,7 @@ def exit_code(command: list[str]) -> int:
         if isinstance(stop.code, str):
             print(stop.code)
             return 1
-        return stop.code or 0
+        return int(stop.code or 0)  # True is 1
     except Exception:  # noqa: BLE001  # as Python itself does with one that nobody catches
         traceback.print_exc()
         return 1
