@@ -41,7 +41,7 @@ class RayFleet:
 
     async def poll(self, *, resolved: bool, refused: Refusal | None) -> Sequence[ReplicaStatus]:
         """See Fleet."""
-        return await self._ask("look", resolved=resolved, refused=refused)
+        return await self._ask("poll", resolved=resolved, refused=refused)
 
     async def prepare(self, version: ModelVersion) -> Sequence[Refusal | None]:
         """See Fleet."""
