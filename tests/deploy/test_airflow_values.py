@@ -175,7 +175,7 @@ def canonical(pin: str) -> str:
 
 def test_the_environment_is_what_the_constraints_say():
     there = "from importlib.metadata import distributions as d; print(*(f'{one.name}=={one.version}' for one in d()))"
-    installed = run([tool("airflow-python"), "-c", there]).stdout.split()
+    installed = run([tool("airflow-python"), "-I", "-c", there]).stdout.split()
 
     wrong = sorted(set(map(canonical, installed)) ^ {canonical(f"{name}=={v}") for name, v in pinned().items()})
 

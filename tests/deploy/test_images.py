@@ -94,7 +94,9 @@ def test_hadolint_finds(tmp_path: Path, old: str, new: str, rule: str):
 
 def test_haproxy_of_the_image_is_the_one_of_serve():
     (value,) = (value for _, value in read(DOCKER / "Dockerfile").all("ENV", "base"))
-    written = [value for _, value in read(DOCKER / "Dockerfile").all("RUN", "application") if "serve.proxy >" in value]
+    written = [
+        value for _, value in read(DOCKER / "Dockerfile").all("RUN", "application") if "serve.haproxy >" in value
+    ]
     script = run([python(), "-m", "rayapp.serve.haproxy"]).stdout
 
     assert f"RAY_SERVE_HAPROXY_BINARY_PATH={image_rules.HAPROXY}" in value
