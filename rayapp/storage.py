@@ -24,6 +24,11 @@ def absolute_uri(path: str) -> str:
     return path.rstrip("/") if is_remote(path) else str(Path(path).expanduser().absolute())
 
 
+def below(path: str, name: str) -> str:
+    """The address of what is called name in the folder path."""
+    return f"{path.rstrip('/')}/{name}"
+
+
 def open_fs(path: str) -> tuple[FileSystem, str]:
     """The file system that holds path, a local folder or an address, and the path in it.
 

@@ -24,6 +24,7 @@ from rayapp.errors import ConfigError
 from rayapp.registry.models import ModelVersion, Registry
 from rayapp.runtime.progress import ProgressActor, format_duration, live_progress, print_line
 from rayapp.runtime.start import ray_cluster
+from rayapp.storage import is_remote
 from rayapp.vision.bundle import GRAPH, WEIGHTS, Bundle
 
 log = logging.getLogger(__name__)
@@ -191,7 +192,7 @@ class _ProgressLine:
 
 def _inside(uri: str, folder: str) -> bool:
     """Whether a folder is the other one or below it."""
-    here, there = (place if "://" in place else os.path.realpath(place) for place in (uri, folder))
+    here, there = (place if is_remote(place) else os.path.realpath(place) for place in (uri, folder))
     return f"{here}/".startswith(f"{there}/")
 
 

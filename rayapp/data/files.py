@@ -19,7 +19,7 @@ from filelock import FileLock
 from pyarrow import fs
 
 from rayapp.errors import DataError
-from rayapp.storage import absolute_uri, atomic_write, open_fs
+from rayapp.storage import absolute_uri, atomic_write, is_remote, open_fs
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ class Reader:
     @property
     def is_remote(self) -> bool:
         """Whether a file takes a request over the network."""
-        return "://" in self.uri
+        return is_remote(self.uri)
 
     def read(self, path: str) -> bytes:
         """The bytes of a file. Raises DataError."""

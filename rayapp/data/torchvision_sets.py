@@ -19,6 +19,7 @@ from rayapp.config.train import DataConfig
 from rayapp.data.chunks import SplitSource
 from rayapp.data.sources import Source, digest_of
 from rayapp.errors import DataError
+from rayapp.storage import is_remote
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def torchvision_set(class_name: str, config: DataConfig, data_folder: Path) -> S
     """A data set by the name of its class in torchvision. config.path: where its files lie or are downloaded to."""
     from torchvision import datasets  # takes a second, and most data sets do without it
 
-    if config.path and "://" in config.path:
+    if config.path and is_remote(config.path):
         raise DataError(f"data.path '{config.path}' of '{config.dataset}' must be a local folder: downloads go there")
     root = Path(config.path).expanduser() if config.path else data_folder
     kind = getattr(datasets, class_name)

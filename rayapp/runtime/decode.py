@@ -27,6 +27,7 @@ from rayapp.data.chunks import Chunk, Sample, in_groups
 from rayapp.data.files import CANNOT_BE_READ
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import DataError
+from rayapp.storage import is_remote
 
 # A task decodes so many images at most, or so many bytes at least if there are that many: fewer take longer to be asked
 # for than to be decoded. They leave it in a quarter of that, or in so many bytes: larger blocks are not faster.
@@ -160,6 +161,6 @@ def _decoded_image(spec: PreprocessSpec, item: Sample) -> DecodedImage:
     try:
         return decode_one(spec, item)
     except DataError as error:
-        if "://" in item.path and CANNOT_BE_READ in str(error):
+        if is_remote(item.path) and CANNOT_BE_READ in str(error):
             raise
         return DecodedImage(item.name, problem=str(error).split(";")[0])

@@ -46,6 +46,7 @@ from rayapp.serve.metrics import Metrics
 from rayapp.serve.own_cluster import OwnCluster
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, ReplicaStatus
+from rayapp.storage import absolute_uri, is_remote
 from rayapp.vision.predictor import resolve_device
 
 APPLICATION = "rayapp-serve"  # not the name in serve_configs/: on a shared cluster that one must not be replaced
@@ -166,8 +167,8 @@ def serve_forever(settings: ServeSettings, home: Home) -> None:
 def _with_absolute_paths(args: ServeArgs) -> ServeArgs:
     """Replicas have working folders of their own."""
     keys, folder = args.api_keys, args.request_log.folder
-    if folder is not None and "://" not in folder:
-        log = args.request_log.model_copy(update={"folder": str(Path(folder).expanduser().absolute())})
+    if folder is not None and not is_remote(folder):
+        log = args.request_log.model_copy(update={"folder": absolute_uri(folder)})
         args = args.model_copy(update={"request_log": log})
     return args.model_copy(update={"api_keys": keys and keys.expanduser().absolute()})
 

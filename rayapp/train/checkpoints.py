@@ -27,7 +27,7 @@ from pyarrow.fs import FileSelector, FileType
 
 from rayapp.config.train import CheckpointConfig
 from rayapp.runtime.cost import NodeUse
-from rayapp.storage import Folder
+from rayapp.storage import Folder, below
 from rayapp.vision.loaders import Shard
 from rayapp.vision.loop import EpochReport, StepReport
 from rayapp.vision.state import Snapshot, TrainState, from_bytes, to_bytes
@@ -40,7 +40,7 @@ class Checkpoints:
     """The checkpoints of one run; the writer is rank 0 alone."""
 
     def __init__(self, storage: str, run: str, *, keep: int = 2) -> None:
-        self._folder = Folder(f"{storage.rstrip('/')}/{run}")
+        self._folder = Folder(below(storage, run))
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._writing: Future[None] | None = None

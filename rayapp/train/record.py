@@ -18,7 +18,7 @@ from rayapp.config.parse import validate
 from rayapp.data.datasets import Split
 from rayapp.errors import ConfigError, did_you_mean
 from rayapp.provenance import flatten
-from rayapp.storage import Folder, atomic_write, exclusive_lock
+from rayapp.storage import Folder, atomic_write, below, exclusive_lock
 
 Stage = Literal["training", "trained", "done"]
 RUN_FILE = "run.json"
@@ -61,7 +61,7 @@ class TrainingRun:
         text = json.dumps(content, indent=2) + "\n"
         atomic_write(self.folder / RUN_FILE, text)
         if self.settings.compute.storage_path:
-            Folder(f"{self.storage.rstrip('/')}/{self.name}").write(RUN_FILE, text.encode())
+            Folder(below(self.storage, self.name)).write(RUN_FILE, text.encode())
 
     def at(self, stage: Stage) -> TrainingRun:
         """The same run at another stage, saved."""
@@ -125,7 +125,7 @@ def _look_up(home: Home, wanted: str, storage: str | None) -> TrainingRun | None
     if storage is None:
         return None
     try:
-        return _from_content(home, json.loads(Folder(f"{storage.rstrip('/')}/{wanted}").read(RUN_FILE)))
+        return _from_content(home, json.loads(Folder(below(storage, wanted)).read(RUN_FILE)))
     except FileNotFoundError:
         return None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, TypeVar
 
 import ray.train.torch
@@ -16,6 +15,7 @@ from rayapp.data.datasets import Dataset, DatasetInfo, Split
 from rayapp.data.preprocess import Images
 from rayapp.errors import ConfigError
 from rayapp.registry.models import Registry
+from rayapp.storage import absolute_uri, is_remote
 from rayapp.train.streaming import StreamingLoader
 from rayapp.vision.augment import Augment
 from rayapp.vision.loaders import InMemoryLoader, Loader, Shard
@@ -52,7 +52,7 @@ def absolute_paths(settings: R) -> R:
     """Workers run in folders of their own, where a relative path means something else."""
 
     def absolute(path: str | None) -> str | None:
-        return path if path is None or "://" in path else str(Path(path).expanduser().absolute())
+        return path if path is None or is_remote(path) else absolute_uri(path)
 
     data = settings.data.model_copy(update={"path": absolute(settings.data.path)})
     compute = settings.compute.model_copy(update={"storage_path": absolute(settings.compute.storage_path)})

@@ -31,7 +31,7 @@ from rayapp.runtime.cost import ClusterPrice, usd_per_hour
 from rayapp.runtime.progress import print_line
 from rayapp.runtime.resources import check_room, resources_each, resources_held, worker_device
 from rayapp.runtime.start import interruptible, ray_cluster
-from rayapp.storage import open_fs
+from rayapp.storage import below, open_fs
 from rayapp.train.setup import absolute_paths, initial_weights
 from rayapp.tune.record import Sweep, SweepResult, find_sweep, new_sweep_name
 from rayapp.tune.recorder import TrialRecorder
@@ -95,7 +95,7 @@ def clean(home: Home, name: str) -> list[str]:
     with sweep.locked():
         removed = [str(sweep.folder)]
         if sweep.settings.compute.storage_path:
-            files, root = open_fs(f"{sweep.storage.rstrip('/')}/{sweep.name}")
+            files, root = open_fs(below(sweep.storage, sweep.name))
             if files.get_file_info(root).type == FileType.Directory:
                 files.delete_dir(root)
                 removed.append(f"{sweep.storage}/{sweep.name}")

@@ -19,7 +19,7 @@ from ray.tune.experiment import Trial
 from rayapp.errors import RegistryError
 from rayapp.registry.spool import Spool
 from rayapp.registry.tracking import SEND_EVERY_S, Status, Tracker
-from rayapp.storage import open_fs
+from rayapp.storage import below, open_fs
 from rayapp.tune.record import State, Sweep, TrialRow
 from rayapp.tune.search import EARLIER, to_python
 from rayapp.tune.trial import TrialReport
@@ -145,7 +145,7 @@ class TrialRecorder(Callback):
 
     def _remove_folder(self, checkpoint: str = "") -> None:
         """That of the trial whose checkpoint this is; without one that of all trials."""
-        files, root = open_fs(f"{self._sweep.storage.rstrip('/')}/{self._sweep.name}")
+        files, root = open_fs(below(self._sweep.storage, self._sweep.name))
         path = f"{root}/{checkpoint.partition('/')[0]}" if checkpoint else root
         try:
             if files.get_file_info(path).type == FileType.Directory:
