@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from tests.e2e.elsewhere import HERE, Elsewhere, elsewhere
 from tests.e2e.pages import Shell
 from tests.support.haproxy import program, until_listening, written_by_serve
 from tests.support.ports import free_ports
+from tests.support.processes import children, listened_on
 from tests.support.site import Site
 
 pytestmark = [
@@ -53,13 +53,8 @@ def server(tmp_path: Path) -> Iterator[Server]:
 def listening(server: Server, name: str) -> set[tuple[str, int]]:
     """Address and port of all that the server's processes listen on whose command lines have the name."""
     assert server.server
-    found = set()
-    for process in psutil.Process(server.server.pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it ended meanwhile
-            if name in " ".join(process.cmdline()):
-                sockets = process.net_connections("tcp")
-                found |= {(one.laddr.ip, one.laddr.port) for one in sockets if one.status == psutil.CONN_LISTEN}
-    return found
+    named = children(psutil.Process(server.server.pid), name)
+    return {place for process in named for place in listened_on(process)}
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", HERE])

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.e2e.pages import Shell
+from tests.support.processes import children, command, terminate
 from tests.support.site import Site
 
 pytestmark = [
@@ -38,8 +39,8 @@ def sigterm_to_the_group(server: psutil.Process) -> None:
 
 def sigterm_to_each(server: psutil.Process) -> None:
     """As systemd does: to all processes of its control group, whatever groups they have made."""
-    for process in [*server.children(recursive=True), server]:
-        process.terminate()
+    for process in [*children(server), server]:
+        terminate(process)
 
 
 def gcs_is_killed(server: psutil.Process) -> None:
@@ -61,8 +62,8 @@ def test_nothing_stays_behind(shell: Shell, end: Callable[[psutil.Process], None
     shell.serve("--app.device", "cpu")
     assert shell.server
     server = psutil.Process(shell.server.pid)
-    started = server.children(recursive=True)
-    assert "haproxy" in [process.name() for process in started]
+    started = children(server)
+    assert any(Path(command(process).partition(" ")[0]).name == "haproxy" for process in started)
 
     end(server)
 

@@ -46,6 +46,15 @@ def kill(process: psutil.Process) -> bool:
     return True
 
 
+def terminate(process: psutil.Process) -> bool:
+    """SIGTERM. Whether it was still there."""
+    try:
+        process.terminate()
+    except psutil.NoSuchProcess:
+        return False
+    return True
+
+
 def has_ended(process: psutil.Process) -> bool:
     """Whether it is gone, or only waits for its parent to look."""
     try:
