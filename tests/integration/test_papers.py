@@ -9,7 +9,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-import pytest
 
 from rayapp import __version__
 
@@ -59,7 +58,6 @@ def test_the_page_on_architecture_is_short() -> None:
     assert len(ARCHITECTURE.splitlines()) <= 150
 
 
-@pytest.mark.skipif((ROOT / "rayapp/compute").is_dir(), reason="the rooms are being moved: compute/ is still there")
 def test_every_room_is_drawn_and_every_room_drawn_is_there() -> None:
     section = ARCHITECTURE.partition("\n## The rooms\n")[2].partition("\nFloors")[0]
     drawn = set(re.findall(r"`(\w+(?:/|\.py))`", "".join(re.findall(r"^\| (.*?) \|", section, re.MULTILINE))))
