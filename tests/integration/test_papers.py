@@ -9,7 +9,6 @@ import sys
 import tomllib
 from pathlib import Path
 
-
 from rayapp import __version__
 
 ROOT = Path(__file__).resolve().parents[2]
