@@ -30,10 +30,11 @@ from rayapp.config.commands import (
     Settings,
     TrainSettings,
 )
-from rayapp.config.env import Home
+from rayapp.config.env import Home, ray_address
 from rayapp.config.parse import load
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, RayAppError, did_you_mean
+from rayapp.runtime.address import check_address
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,8 @@ def run(verb: str, argv: Sequence[str], *, prog: str) -> int:
         settings = load(VERBS[verb].settings, argv, prog=prog)
         home = Home.from_env()
         _stand_somewhere(home)
+        if settings.joins_ray and (address := ray_address()):
+            check_address(address)  # before imports that take seconds
         result = VERBS[verb].run(settings, home)
     except RayAppError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -28,17 +28,20 @@ Json = dict[str, Any]
 
 def tune(settings: TuneSettings, home: Home) -> Json:
     """What a sweep found; with results what it has found so far, with clean what was removed."""
-    from rayapp.tune import driver as tuning
-    from rayapp.tune.report import show
+    from rayapp.tune import record
 
-    if settings.results:
-        tuned = tuning.results(home, settings.results)
-        show(tuned, _console(wide=True))
-        return tuned.to_dict()
     if settings.clean:
         _ask(f"remove sweep '{settings.clean}' with its checkpoints?", yes=settings.yes)
-        return {"removed": tuning.clean(home, settings.clean)}
-    return tuning.tune(settings, home, _console(wide=True)).to_dict()
+        return {"removed": record.clean(home, settings.clean)}
+    if settings.results:
+        tuned = record.results(home, settings.results)
+        from rayapp.tune.report import show  # which draws pictures too: imports that take seconds
+
+        show(tuned, _console(wide=True))
+        return tuned.to_dict()
+    from rayapp.tune import driver
+
+    return driver.tune(settings, home, _console(wide=True)).to_dict()
 
 
 def evaluate(settings: EvaluateSettings, home: Home) -> Json:

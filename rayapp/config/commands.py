@@ -55,6 +55,11 @@ class Settings(BaseSettings):
         """Only what is given explicitly: a stray environment variable must not change a run."""
         return (init_settings,)
 
+    @property
+    def joins_ray(self) -> bool:
+        """Whether the verb works on the cluster that RAY_ADDRESS names."""
+        return False
+
 
 class Recipe(Settings):
     """What every training has, whoever asked for it."""
@@ -91,6 +96,11 @@ class TrainSettings(Recipe):
     dry_run: bool = Field(
         False, description="Print the resolved settings, what they ask for and what that took so far, then stop."
     )
+
+    @property
+    def joins_ray(self) -> bool:
+        """Whether it works on the cluster that RAY_ADDRESS names."""
+        return not self.dry_run
 
     @model_validator(mode="after")
     def _auto_needs_a_name(self) -> Self:
@@ -176,6 +186,11 @@ class BatchPredictSettings(Settings):
     batch_size: int = Field(64, ge=1, description="Images that go through the model at once.")
     compute: PredictorsConfig = PredictorsConfig()
 
+    @property
+    def joins_ray(self) -> bool:
+        """Whether it works on the cluster that RAY_ADDRESS names."""
+        return True
+
     @model_validator(mode="after")
     def _places_are_given(self) -> Self:
         if not self.data.path:
@@ -196,6 +211,11 @@ class ServeSettings(Settings):
         sys.platform == "linux",
         description="HAProxy takes the requests (comes with Ray on Linux, far faster), not Serve's own proxy.",
     )
+
+    @property
+    def joins_ray(self) -> bool:
+        """Whether it works on the cluster that RAY_ADDRESS names."""
+        return True
 
     @model_validator(mode="after")
     def _haproxy_is_there(self) -> Self:
@@ -218,6 +238,11 @@ class DemoSettings(Settings):
     num_workers: int = Field(2, ge=1, description="Training processes.")
     port: int = Field(3000, ge=1, le=65535, description="TCP port of the server; a free one is taken if it is in use.")
     keep: bool = Field(False, description="Keep the demo's home (.rayapp-demo) instead of starting afresh.")
+
+    @property
+    def joins_ray(self) -> bool:
+        """Whether it works on the cluster that RAY_ADDRESS names."""
+        return True
 
 
 class DoctorSettings(Settings):

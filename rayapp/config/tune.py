@@ -116,6 +116,11 @@ class TuneSettings(Recipe):
         return self
 
     @property
+    def joins_ray(self) -> bool:
+        """Whether it works on the cluster that RAY_ADDRESS names."""
+        return not (self.results or self.clean)
+
+    @property
     def num_trials(self) -> int:
         """Trials at most; of a grid each combination."""
         if self.search.algorithm == "grid":

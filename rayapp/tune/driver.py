@@ -6,13 +6,11 @@ import contextlib
 import io
 import logging
 import math
-import shutil
 import time
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from pyarrow.fs import FileType
 from ray import tune as ray_tune
 from ray.tune.logger import CSVLoggerCallback, JsonLoggerCallback, TBXLoggerCallback
 from ray.tune.schedulers import TrialScheduler
@@ -31,9 +29,8 @@ from rayapp.runtime.cost import ClusterPrice, usd_per_hour
 from rayapp.runtime.progress import print_line
 from rayapp.runtime.resources import check_room, resources_each, resources_held, worker_device
 from rayapp.runtime.start import interruptible, ray_cluster
-from rayapp.storage import below, open_fs
 from rayapp.train.setup import absolute_paths, initial_weights
-from rayapp.tune.record import Sweep, SweepResult, find_sweep, new_sweep_name
+from rayapp.tune.record import Sweep, SweepResult, find_sweep, new_sweep_name, result_of
 from rayapp.tune.recorder import TrialRecorder
 from rayapp.tune.report import SweepView, record, show
 from rayapp.tune.retrain import retrain_best
@@ -74,33 +71,9 @@ def tune(settings: TuneSettings, home: Home, console: Console | None = None) -> 
                 sweep = sweep.at("searched")
             winner = retrain_best(sweep, home, console) if settings.then_train else None
             sweep = sweep.at("done")
-    result = replace(_result(sweep), winner=winner)
+    result = replace(result_of(sweep), winner=winner)
     show(result, console)
     return result
-
-
-def results(home: Home, name: str) -> SweepResult:
-    """A sweep as far as it went."""
-    return _result(find_sweep(home, name))
-
-
-def _result(sweep: Sweep) -> SweepResult:
-    rows, seconds = sweep.load_trials()
-    return SweepResult(sweep, tuple(rows), seconds)
-
-
-def clean(home: Home, name: str) -> list[str]:
-    """What was removed: the sweep's folder, and its part of a storage elsewhere. Its runs in MLflow stay."""
-    sweep = find_sweep(home, name)
-    with sweep.locked():
-        removed = [str(sweep.folder)]
-        if sweep.settings.compute.storage_path:
-            files, root = open_fs(below(sweep.storage, sweep.name))
-            if files.get_file_info(root).type == FileType.Directory:
-                files.delete_dir(root)
-                removed.append(f"{sweep.storage}/{sweep.name}")
-    shutil.rmtree(sweep.folder)
-    return removed
 
 
 def _earlier(home: Home, settings: TuneSettings) -> Sweep | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import secrets
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -18,11 +19,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from pyarrow.fs import FileType
+
 from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, did_you_mean
-from rayapp.storage import atomic_write, exclusive_lock
+from rayapp.storage import atomic_write, below, exclusive_lock, open_fs
 
 SWEEP_FILE, TRIALS_FILE = "sweep.json", "trials.json"
 State = Literal["running", "finished", "stopped", "failed"]
@@ -211,6 +214,31 @@ class SweepResult:
             "cost_usd": self.cost_usd,
         }
         return content | ({"winner": self.winner} if self.winner else {})
+
+
+def results(home: Home, name: str) -> SweepResult:
+    """A sweep as far as it went."""
+    return result_of(find_sweep(home, name))
+
+
+def result_of(sweep: Sweep) -> SweepResult:
+    """What its rows say so far."""
+    rows, seconds = sweep.load_trials()
+    return SweepResult(sweep, tuple(rows), seconds)
+
+
+def clean(home: Home, name: str) -> list[str]:
+    """What was removed: the sweep's folder, and its part of a storage elsewhere. Its runs in MLflow stay."""
+    sweep = find_sweep(home, name)
+    with sweep.locked():
+        removed = [str(sweep.folder)]
+        if sweep.settings.compute.storage_path:
+            files, root = open_fs(below(sweep.storage, sweep.name))
+            if files.get_file_info(root).type == FileType.Directory:
+                files.delete_dir(root)
+                removed.append(f"{sweep.storage}/{sweep.name}")
+    shutil.rmtree(sweep.folder)
+    return removed
 
 
 def count_epochs(rows: Sequence[TrialRow]) -> dict[str, int]:
