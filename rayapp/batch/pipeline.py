@@ -28,9 +28,8 @@ from rayapp.config.base import Device
 from rayapp.config.batch import PredictorsConfig
 from rayapp.data.chunks import Chunk, in_groups
 from rayapp.data.preprocess import PreprocessSpec
-from rayapp.errors import ConfigError
 from rayapp.runtime.decode import data_errors, decode_rows, image_bytes, retry_reads
-from rayapp.runtime.resources import worker_device
+from rayapp.runtime.resources import check_workers, worker_device
 from rayapp.vision.bundle import GRAPH, MANIFEST, WEIGHTS, Bundle
 from rayapp.vision.predictor import Predictor
 
@@ -66,9 +65,9 @@ class Pipeline:
     def create(cls, config: PredictorsConfig, spec: PreprocessSpec, *, num_images: int, batch_size: int) -> Self:
         """For so many images. Raises ConfigError where the cluster has no room for it."""
         device = worker_device(config.device)
+        room = check_workers(config, device, config.num_workers or 1)
+        num_workers = min(config.num_workers or room, -(-num_images // batch_size))
         there = ray.cluster_resources()
-        num_workers = _num_workers(config.num_workers, device, there)
-        num_workers = min(num_workers, -(-num_images // batch_size))
         num_decoders = int(there.get("CPU", 0)) if device == "cuda" else 0
         task_images = min(TASK_IMAGES, -(-num_images // (TASKS_OF_A_WORKER * num_workers)))
         if num_decoders:
@@ -114,18 +113,6 @@ class Pipeline:
         retry_reads(dataset.context)
         with data_errors():
             yield from dataset.iter_batches(batch_size=None, batch_format="pyarrow")
-
-
-def _num_workers(wanted: int | None, device: str, there: dict[str, float]) -> int:
-    """Processes that predict. Raises ConfigError where the cluster can never have as many as are wanted."""
-    resource = "GPU" if device == "cuda" else "CPU"
-    room = int(there.get(resource, 0)) if device != "mps" else 1
-    if room < (wanted or 1):
-        raise ConfigError(
-            f"compute.num_workers {wanted or 1} on {device} needs {wanted or 1} {resource}s, the cluster has {room};"
-            " say less, choose another --compute.device, or add nodes"
-        )
-    return wanted or room
 
 
 def _decode(batch: Block, *, spec: PreprocessSpec, at_once: int) -> Iterator[Block]:

@@ -1,4 +1,7 @@
-"""What a training asks of the cluster, and whether the cluster can ever give it."""
+"""Whether the cluster can ever give what a verb asks of it: better said now than waited for in silence.
+
+torch is imported where it is needed: `rayapp serve` asks here too, and does without.
+"""
 
 from __future__ import annotations
 
@@ -8,38 +11,53 @@ from collections.abc import Mapping
 from typing import Any
 
 import ray
-import torch
 
 from rayapp.config.base import Device
+from rayapp.config.batch import PredictorsConfig
 from rayapp.config.commands import TrainSettings
 from rayapp.config.env import ray_address
 from rayapp.config.train import ComputeConfig
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError
-from rayapp.vision.optim import resolve_precision
 from rayapp.vision.predictor import resolve_device
+
+
+def check_fits(asked: str, count: int, things: str, resource: str, each: int = 1) -> int:
+    """How many things that take so much each of a resource (CPU, GPU) the cluster has room for.
+
+    asked: the setting that says count. Raises ConfigError where that is more.
+    """
+    there = int(ray.cluster_resources().get(resource, 0))
+    if count * each > there:
+        raise ConfigError(
+            f"{asked} needs {count * each} {resource}s, the cluster has {there}; at most {there // each} {things} fit,"
+            " or add nodes"
+        )
+    return there // each
+
+
+def check_workers(config: ComputeConfig | PredictorsConfig, kind: str, count: int, each: int = 1) -> int:
+    """How many workers of a device kind the cluster has room for. Raises ConfigError where that is less than count."""
+    if kind == "mps":
+        if count > 1:
+            raise ConfigError(
+                f"compute.num_workers is {config.num_workers}, but an Apple GPU takes one; say 1, or"
+                " --compute.device cpu"
+            )
+        return 1
+    asked = f"compute.num_workers {config.num_workers or count} on {kind}"
+    return check_fits(asked, count, "workers", "GPU" if kind == "cuda" else "CPU", 1 if kind == "cuda" else each)
 
 
 def check_resources(settings: TrainSettings) -> str:
     """The device kind (cpu, cuda, mps) that each worker gets.
 
-    Raises ConfigError where the cluster can never give num_workers (of a range the lowest) of them: better now than a
-    silent wait.
+    Raises ConfigError where the cluster can never give num_workers (of a range the lowest) of them.
     """
-    config, workers = settings.compute, settings.compute.workers
+    config = settings.compute
     kind = worker_device(config.device)
-    if kind == "mps" and workers.high > 1:
-        raise ConfigError(
-            f"compute.num_workers is {config.num_workers}, but an Apple GPU takes one; say 1, or --compute.device cpu"
-        )
     _refuse_for_gpus_only(settings, kind)
-    resource, each = _resource_of_a_worker(config, kind)
-    there = int(ray.cluster_resources().get(resource, 0))
-    if workers.low * each > there:
-        raise ConfigError(
-            f"compute.num_workers {config.num_workers} needs {workers.low * each} {resource}s, the cluster has"
-            f" {there}; at most {max(there // each, 0)} workers fit, or add nodes"
-        )
+    check_workers(config, kind, config.workers.high if kind == "mps" else config.workers.low, config.threads_per_worker)
     return kind
 
 
@@ -51,7 +69,7 @@ def requested_resources(config: ComputeConfig, kind: str) -> dict[str, int]:
 
 def starting_line(config: ComputeConfig, kind: str) -> str:
     """What stands where the progress line will be until there is one; where other work is in the way, it says so."""
-    resource, each = _resource_of_a_worker(config, kind)
+    resource, each = ("GPU", 1) if kind == "cuda" else ("CPU", config.threads_per_worker)
     free, there = (int(found.get(resource, 0)) for found in (ray.available_resources(), ray.cluster_resources()))
     needed = config.workers.low * each
     if needed <= free:
@@ -59,15 +77,14 @@ def starting_line(config: ComputeConfig, kind: str) -> str:
     return f"waiting for {resource}s: {needed} needed, {free} of the cluster's {there} free, others hold the rest ..."
 
 
-def _resource_of_a_worker(config: ComputeConfig, kind: str) -> tuple[str, int]:
-    """What is scarce, as Ray names it, and how much of it one worker takes."""
-    return ("GPU", 1) if kind == "cuda" else ("CPU", config.threads_per_worker)
-
-
 def _refuse_for_gpus_only(settings: TrainSettings, kind: str) -> None:
     if settings.optim.sync_batch_norm and kind != "cuda":
         raise ConfigError(f"optim.sync_batch_norm is for CUDA devices, this one is {kind}; leave it out")
     if settings.optim.precision != "auto":
+        import torch
+
+        from rayapp.vision.optim import resolve_precision
+
         resolve_precision(settings.optim.precision, torch.device(kind))
 
 

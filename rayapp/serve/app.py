@@ -32,6 +32,7 @@ from rayapp.config.serve import ServeArgs
 from rayapp.errors import BundleError, ConfigError, RayAppError, RegistryUnavailable
 from rayapp.registry.models import Registry
 from rayapp.registry.uris import ModelVersion
+from rayapp.runtime.resources import check_fits
 from rayapp.runtime.short_paths import short_enough
 from rayapp.runtime.start import ray_cluster
 from rayapp.serve import request_log
@@ -187,7 +188,8 @@ def start(
     Raises RegistryError or BundleError where there is no such model, ConfigError where port or CPUs are not free.
     """
     version = check(args, home, host=host, port=port)
-    _check_cpus(args)
+    asked = f"app.num_replicas {args.num_replicas} of {args.num_threads} threads"
+    check_fits(asked, args.num_replicas, "replicas", "CPU", args.num_threads)
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with_haproxy = haproxy is not None
@@ -265,16 +267,6 @@ def _listener(port: int) -> str | None:
 
 def _words(process: psutil.Process) -> set[str]:
     return {Path(word).name for word in process.cmdline()}
-
-
-def _check_cpus(args: ServeArgs) -> None:
-    """Serve would wait for ever for CPUs that the cluster does not have."""
-    needed, there = args.num_replicas * args.num_threads, int(ray.cluster_resources().get("CPU", 0))
-    if needed > there:
-        raise ConfigError(
-            f"{args.num_replicas} replicas of {args.num_threads} threads need {needed} CPUs, the cluster has {there};"
-            " lower app.num_replicas or app.num_threads"
-        )
 
 
 def _name(version: ModelVersion) -> str:
