@@ -7,6 +7,7 @@ fixtures stand beside the tests that use them.
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,7 @@ def pytest_configure() -> None:
             _patch.delenv(name)
     for name, value in ENVIRONMENT.items():
         _patch.setenv(name, value)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # `make test &` ignores it, and so would all it starts
 
 
 def pytest_unconfigure() -> None:

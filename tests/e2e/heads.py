@@ -27,7 +27,7 @@ class Head:
     """A Ray head of this test's own, its dashboard's address and the environment of its jobs."""
 
     def __init__(self, folder: Path, home: Path, env: Mapping[str, str], flags: Sequence[str]) -> None:
-        self._folder = folder
+        self._folder, self.home = folder, home
         gcs, dashboard, agent = free_port(), free_port(), free_port()
         self.dashboard = f"http://127.0.0.1:{dashboard}"
         self.environment = os.environ | env

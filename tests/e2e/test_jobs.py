@@ -68,11 +68,11 @@ def served_version(port: int) -> str:
         time.sleep(0.5)
 
 
-def test_F44_a_sweep_as_a_job_goes_on_on_another_head_after_its_own_was_killed(tmp_path: Path) -> None:
+def test_F44_a_sweep_as_a_job_goes_on_on_another_head_after_its_own_was_killed(head: Head) -> None:
     words = ["jobs/tune.py", "--config", "jobs/configs/sweep-digits.yaml", "--name", "killed"]
     words += ["--budget.trials", "8", "--optim.epochs", "2"]
-    trials = tmp_path / "sweeps/killed/trials.json"
-    with started_head(tmp_path) as first:
+    trials = head.home / "sweeps/killed/trials.json"
+    with started_head(head.home) as first:
         first.run("ray", "job", "submit", "--no-wait", "--working-dir", ".", "--", "python", *words)
         until = time.monotonic() + 600
         while not trials.exists() or len(ended(trials)) < 3:
@@ -81,8 +81,7 @@ def test_F44_a_sweep_as_a_job_goes_on_on_another_head_after_its_own_was_killed(t
         first.kill()
     before = ended(trials)
 
-    with started_head(tmp_path) as second:
-        log = second.submit("jobs/tune.py", "--resume", "killed")
+    log = head.submit("jobs/tune.py", "--resume", "killed")
 
     result = json_line(log)
     assert result["trials"] == 8
@@ -90,7 +89,7 @@ def test_F44_a_sweep_as_a_job_goes_on_on_another_head_after_its_own_was_killed(t
     after = ended(trials)
     assert len(after) == 8
     assert {trial_id: after[trial_id] for trial_id in before} == before
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    client = MlflowClient(f"sqlite:///{head.home / 'mlflow.db'}")
     runs = client.search_runs([e.experiment_id for e in client.search_experiments()])
     children = Counter(run.info.status for run in runs if "mlflow.parentRunId" in run.data.tags)
     assert children == Counter({"FINISHED": result["finished"], "KILLED": result["stopped"]})

@@ -55,7 +55,11 @@ def row_of(digits: Any, i: int) -> dict[str, object]:
 
 @pytest.fixture
 def own_home(tmp_path: Path) -> Home:
-    return Home(folder=tmp_path / "h", tracking_uri=f"sqlite:///{tmp_path / 'h' / 'mlflow.db'}")
+    return home_in(tmp_path)
+
+
+def home_in(folder: Path) -> Home:
+    return Home(folder=folder / "h", tracking_uri=f"sqlite:///{folder / 'h' / 'mlflow.db'}")
 
 
 def settings(data: Path, **sections: Any) -> TuneSettings:
@@ -86,11 +90,19 @@ def checkpoints(home: Home) -> list[Path]:
     return list(home.sweeps.glob("*/ray/*/*/checkpoint_*"))
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_F8_F44_a_sweep_stops_the_bad_trials_early_and_records_each_once(data: Path, own_home: Home) -> None:
-    said = io.StringIO()
-    tuned = tune(settings(data, budget={"trials": 6}), own_home, Console(file=said, width=160))
+@pytest.fixture(scope="module")
+def swept(ray_cluster: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Home, Any, str]:
+    """A sweep that is done: its home, its result, and what it said."""
+    own_home, said = home_in(tmp_path_factory.mktemp("swept")), io.StringIO()
+    return (
+        own_home,
+        tune(settings(data, budget={"trials": 6}), own_home, Console(file=said, width=160)),
+        said.getvalue(),
+    )
 
+
+def test_F8_F44_a_sweep_stops_the_bad_trials_early_and_records_each_once(swept: tuple[Home, Any, str]) -> None:
+    own_home, tuned, said = swept
     parent, children = runs_of(own_home)
     result = tuned.to_dict()
     assert result["trials"] == len(children) == 6
@@ -111,7 +123,7 @@ def test_F8_F44_a_sweep_stops_the_bad_trials_early_and_records_each_once(data: P
     files = {f.path for f in MlflowClient(own_home.tracking_uri).list_artifacts(parent.info.run_id)}
     assert {"history.png", "parallel_coordinates.png", "trials.json"} <= files
     assert checkpoints(own_home) == []  # those of ended trials are of no use
-    table = [line for line in said.getvalue().splitlines() if line.split()[1:2] in (["finished"], ["stopped"])]
+    table = [line for line in said.splitlines() if line.split()[1:2] in (["finished"], ["stopped"])]
     assert len(table) == 6
 
 
@@ -150,7 +162,7 @@ def test_a_budget_of_time_ends_a_sweep_with_the_best_so_far(data: Path, own_home
 )
 def test_each_scheduler_runs_its_trials_to_an_end(data: Path, own_home: Home, scheduler: str, algorithm: str) -> None:
     sections = {"scheduler": {"name": scheduler}, "search": {"algorithm": algorithm}}
-    tuned = tune(settings(data, **sections, trials={"cpus": 0.5}), own_home)
+    tuned = tune(settings(data, **sections), own_home)
 
     assert len(tuned.rows) == 4
     assert {row.state for row in tuned.rows} <= {"finished", "stopped"}, [row.error for row in tuned.rows]
@@ -179,21 +191,22 @@ def test_accuracy_and_latency_are_both_looked_for(data: Path, own_home: Home) ->
 def test_trials_of_two_workers_stop_early_and_leave_their_places_free(data: Path, own_home: Home) -> None:
     import ray
 
-    one_by_one: dict[str, Any] = {"trials": {"at_once": 1}, "search": {"metric": "val_loss"}}
-    tuned = tune(settings(data, compute={"num_workers": 2}, **one_by_one), own_home)
+    sections: dict[str, Any] = {"compute": {"num_workers": 2}, "trials": {"at_once": 1}}
+    sections |= {"space": {"optim.lr": {"grid": [0.3, 1e-6]}}, "search": {"algorithm": "grid", "metric": "val_loss"}}
+    tuned = tune(settings(data, **sections), own_home)
 
-    assert Counter(row.state for row in tuned.rows).keys() == {"finished", "stopped"}
-    params = {run.data.params["optim.lr"] for run in runs_of(own_home)[1]}
-    assert len(params) == 4
+    assert {row.values["optim.lr"]: row.state for row in tuned.rows} == {0.3: "finished", 1e-6: "stopped"}
+    assert len(runs_of(own_home)[1]) == 2
     while ray.available_resources().get("CPU") != 2.0:  # Ray counts a moment later; where it never does, time is up
         time.sleep(0.2)
 
 
-@pytest.mark.usefixtures("ray_cluster")
-def test_F24_the_winner_is_trained_again_registered_and_evaluated_once(data: Path, own_home: Home) -> None:
+def test_F24_the_winner_is_trained_again_registered_and_evaluated_once(swept: tuple[Home, Any, str]) -> None:
+    own_home, before, _ = swept
     winner = {"seeds": 2, "epochs": 2}
-    tuned = tune(settings(data, budget={"trials": 2}, then_train=True, winner=winner), own_home)
+    tuned = tune(validate(TuneSettings, {"resume": before.sweep.name, "then_train": True, "winner": winner}), own_home)
 
+    assert tuned.rows == before.rows
     found = tuned.to_dict()["winner"]
     assert len(found["val_accuracies"]) == 2
     (version,) = Registry(own_home.tracking_uri).versions()
