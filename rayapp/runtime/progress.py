@@ -1,4 +1,7 @@
-"""One progress line, live in a terminal and as plain lines in a log."""
+"""One progress line, live in a terminal and as plain lines in a log.
+
+Without torch: the actor's process, and every one that gets its handle, imports this file.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,6 @@ import ray
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
-
-from rayapp.vision.loop import EpochReport, StepReport
 
 POLL_S = 0.5
 LOG_EVERY_S = 5.0
@@ -49,33 +50,6 @@ class ProgressActor:
 
 
 ProgressHandle: TypeAlias = "ProgressActor | ray.actor.ActorHandle[ProgressActor]"
-
-
-class ProgressFormatter:
-    """Makes the progress line from reports; lives on rank 0."""
-
-    def __init__(self, steps_done: int = 0) -> None:
-        self._started = time.monotonic()
-        self._steps_before = steps_done
-        self._val_accuracy: float | None = None
-
-    def line(self, report: StepReport | EpochReport, num_steps: int) -> str:
-        """' 43 %  epoch 7/16  1,432 images/s  loss 1.204  accuracy 0.623  val 0.654  3:12 left'."""
-        if isinstance(report, EpochReport):
-            self._val_accuracy = report.val_accuracy
-            loss, accuracy = report.train_loss, report.train_accuracy
-        else:
-            loss, accuracy = report.loss, report.accuracy
-        val = "" if self._val_accuracy is None else f"  val {self._val_accuracy:.4f}"
-        return (
-            f"{report.step / num_steps:4.0%}  epoch {report.epoch}/{report.num_epochs}"
-            f"  {report.images_per_s:,.0f} images/s  loss {loss:.3f}  accuracy {accuracy:.3f}{val}"
-            f"  {self._left(report.step, num_steps)} left"
-        )
-
-    def _left(self, step: int, num_steps: int) -> str:
-        elapsed = time.monotonic() - self._started
-        return format_duration(elapsed / max(1, step - self._steps_before) * (num_steps - step))
 
 
 def format_duration(seconds: float) -> str:

@@ -21,7 +21,7 @@ from rayapp.data.datasets import DatasetInfo, load
 from rayapp.errors import RayAppError, TrainingError
 from rayapp.registry.tracking import MetricLog
 from rayapp.runtime.cost import count_nodes
-from rayapp.runtime.progress import ProgressFormatter
+from rayapp.runtime.progress import format_duration
 from rayapp.train.checkpoints import Checkpointer, Checkpoints
 from rayapp.train.setup import build_model_for, make_loaders, setup_device, wrap_ddp
 from rayapp.vision.flops import flops_per_image, mfu, peak_flops
@@ -168,3 +168,30 @@ class _Watcher:
     def close(self) -> int:
         """The number of metrics that could not leave in a moment; the spool keeps them for the driver to send."""
         return self._metrics.close(timeout_s=5.0)
+
+
+class ProgressFormatter:
+    """Makes the progress line from reports; lives on rank 0."""
+
+    def __init__(self, steps_done: int = 0) -> None:
+        self._started = time.monotonic()
+        self._steps_before = steps_done
+        self._val_accuracy: float | None = None
+
+    def line(self, report: StepReport | EpochReport, num_steps: int) -> str:
+        """' 43 %  epoch 7/16  1,432 images/s  loss 1.204  accuracy 0.623  val 0.654  3:12 left'."""
+        if isinstance(report, EpochReport):
+            self._val_accuracy = report.val_accuracy
+            loss, accuracy = report.train_loss, report.train_accuracy
+        else:
+            loss, accuracy = report.loss, report.accuracy
+        val = "" if self._val_accuracy is None else f"  val {self._val_accuracy:.4f}"
+        return (
+            f"{report.step / num_steps:4.0%}  epoch {report.epoch}/{report.num_epochs}"
+            f"  {report.images_per_s:,.0f} images/s  loss {loss:.3f}  accuracy {accuracy:.3f}{val}"
+            f"  {self._left(report.step, num_steps)} left"
+        )
+
+    def _left(self, step: int, num_steps: int) -> str:
+        elapsed = time.monotonic() - self._started
+        return format_duration(elapsed / max(1, step - self._steps_before) * (num_steps - step))

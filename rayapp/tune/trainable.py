@@ -19,7 +19,6 @@ from ray import tune
 from rayapp.errors import TrainingError
 from rayapp.storage import open_fs
 from rayapp.train.checkpoints import STATE
-from rayapp.tune.distributed_trial import distributed_reports
 from rayapp.tune.search import CHECKPOINT, to_python
 from rayapp.tune.trial import Snapshot, TrialContext, TrialReport, reports_of
 from rayapp.vision.state import from_bytes, to_bytes
@@ -86,6 +85,8 @@ class TrialTrainable(tune.Trainable):
         if settings.compute.workers.high == 1:
             device = torch.device(self._context.device)
             return reports_of(settings, self._sweep, self._context, self._snapshot, device=device)
+        from rayapp.tune.distributed_trial import distributed_reports  # with Ray Train, which takes a second
+
         config = {
             "settings": settings.model_dump(mode="json", by_alias=True, exclude_unset=True),
             "context": ray.put(self._context),
