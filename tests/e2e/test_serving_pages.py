@@ -193,6 +193,12 @@ def test_what_has_begun_ends_after_sigterm(folder: Path, tmp_path: Path) -> None
         (answer,) = answers
         assert (answer.status_code, len(answer.json())) == (200, len(images))
         assert shell.server.wait(timeout=120) == 0
+        said = shell.log.read_text()
+        assert re.search(rf"^serving models:/vision/\d \(champion\) at {shell.url} ", said, re.MULTILINE)
+        assert "Traceback" not in said
+        assert "SIGTERM" not in said
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{shell.url}/readyz")
     finally:
         shell.close()
 
