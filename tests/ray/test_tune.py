@@ -274,7 +274,8 @@ def test_F44_a_killed_trial_worker_and_a_killed_driver_repeat_no_finished_trial(
     first = Driver(own_home, "--config", str(config), "--name", "killed")
     # ASHA stops none after the second of four epochs: one of the processes is in the middle of a trial
     first.wait_for(lambda rows: ended(rows) >= 3 and any(r["state"] == "running" and r["epoch"] == 2 for r in rows))
-    assert any([kill(process) for process in first.trial_workers()])
+    killed = [kill(process) for process in first.trial_workers()]
+    assert any(killed)
     before = ended(first.rows())
     first.wait_for(lambda rows: ended(rows) >= before + 4 and any(r["restarts"] for r in rows))
     os.killpg(first.process.pid, signal.SIGKILL)
