@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from tests.e2e.pages import Shell
-from tests.support.processes import children, command, terminate
+from tests.support.processes import children, command, kill
 from tests.support.site import Site
 
 pytestmark = [
@@ -40,7 +40,7 @@ def sigterm_to_the_group(server: psutil.Process) -> None:
 def sigterm_to_each(server: psutil.Process) -> None:
     """As systemd does: to all processes of its control group, whatever groups they have made."""
     for process in [*children(server), server]:
-        terminate(process)
+        kill(process, signal.SIGTERM)
 
 
 def gcs_is_killed(server: psutil.Process) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -37,19 +38,10 @@ def children(process: psutil.Process, part: str = "") -> list[psutil.Process]:
     return [child for child in started if part in command(child)]
 
 
-def kill(process: psutil.Process) -> bool:
-    """SIGKILL. Whether it was still there."""
+def kill(process: psutil.Process, signum: signal.Signals = signal.SIGKILL) -> bool:
+    """Send it the signal. Whether it was still there."""
     try:
-        process.kill()
-    except psutil.NoSuchProcess:
-        return False
-    return True
-
-
-def terminate(process: psutil.Process) -> bool:
-    """SIGTERM. Whether it was still there."""
-    try:
-        process.terminate()
+        process.send_signal(signum)
     except psutil.NoSuchProcess:
         return False
     return True

@@ -214,10 +214,9 @@ def orange(pixels_hwc: np.ndarray[Any, Any]) -> int:
     return int(((r > 200) & (abs(g - 110) < 30) & (b < 90)).sum())
 
 
-@pytest.mark.parametrize(
-    ("metric", "count", "space"),
-    [("val_accuracy", 2, None), ("val_accuracy", 30, MIXED), ("val_loss", 2, MIXED), ("val_loss", 30, None)],
-)
+@pytest.mark.parametrize("metric", ["val_accuracy", "val_loss"])
+@pytest.mark.parametrize("count", [2, 30])
+@pytest.mark.parametrize("space", [None, MIXED])
 def test_pictures_of_a_sweep(metric: str, count: int, space: dict[str, Any] | None, tmp_path: Path) -> None:
     settings = sweep(search={"metric": metric}, **({"space": space} if space else {}))
     rows = [*drawn(settings, count), row(count + 1, error="no memory", state="failed"), row(count + 2)]
