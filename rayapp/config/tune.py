@@ -117,7 +117,7 @@ class TuneSettings(Recipe):
 
     @property
     def joins_ray(self) -> bool:
-        """Whether it works on the cluster that RAY_ADDRESS names."""
+        """The record of a sweep is read and removed without Ray."""
         return not (self.results or self.clean)
 
     @property

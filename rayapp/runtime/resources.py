@@ -22,21 +22,20 @@ from rayapp.errors import ConfigError
 from rayapp.vision.predictor import resolve_device
 
 
-def check_fits(asked: str, count: int, things: str, resource: str, each: int = 1) -> int:
+def check_fits(asked: str, count: int, resource: str, each: int, instead: str) -> int:
     """How many things that take so much each of a resource (CPU, GPU) the cluster has room for.
 
-    asked: the setting that says count. Raises ConfigError where that is more.
+    asked: the setting that says count. instead: what to do. Raises ConfigError where there is no room for count.
     """
     there = int(ray.cluster_resources().get(resource, 0))
     if count * each > there:
         raise ConfigError(
-            f"{asked} needs {count * each} {resource}s, the cluster has {there}; at most {there // each} {things} fit,"
-            " or add nodes"
+            f"{asked} needs {count * each} {resource}s, the cluster has {there}; at most {there // each} {instead}"
         )
     return there // each
 
 
-def check_workers(config: ComputeConfig | PredictorsConfig, kind: str, count: int, each: int = 1) -> int:
+def check_workers(config: ComputeConfig | PredictorsConfig, kind: str, count: int, threads: int = 1) -> int:
     """How many workers of a device kind the cluster has room for. Raises ConfigError where that is less than count."""
     if kind == "mps":
         if count > 1:
@@ -46,7 +45,8 @@ def check_workers(config: ComputeConfig | PredictorsConfig, kind: str, count: in
             )
         return 1
     asked = f"compute.num_workers {config.num_workers or count} on {kind}"
-    return check_fits(asked, count, "workers", "GPU" if kind == "cuda" else "CPU", 1 if kind == "cuda" else each)
+    instead = "workers fit, choose another --compute.device, or add nodes"
+    return check_fits(asked, count, *_resource_of_a_worker(kind, threads), instead)
 
 
 def check_resources(settings: TrainSettings) -> str:
@@ -54,10 +54,10 @@ def check_resources(settings: TrainSettings) -> str:
 
     Raises ConfigError where the cluster can never give num_workers (of a range the lowest) of them.
     """
-    config = settings.compute
-    kind = worker_device(config.device)
+    compute, workers = settings.compute, settings.compute.workers
+    kind = worker_device(compute.device)
     _refuse_for_gpus_only(settings, kind)
-    check_workers(config, kind, config.workers.high if kind == "mps" else config.workers.low, config.threads_per_worker)
+    check_workers(compute, kind, workers.high if kind == "mps" else workers.low, compute.threads_per_worker)
     return kind
 
 
@@ -69,12 +69,17 @@ def requested_resources(config: ComputeConfig, kind: str) -> dict[str, int]:
 
 def starting_line(config: ComputeConfig, kind: str) -> str:
     """What stands where the progress line will be until there is one; where other work is in the way, it says so."""
-    resource, each = ("GPU", 1) if kind == "cuda" else ("CPU", config.threads_per_worker)
+    resource, each = _resource_of_a_worker(kind, config.threads_per_worker)
     free, there = (int(found.get(resource, 0)) for found in (ray.available_resources(), ray.cluster_resources()))
     needed = config.workers.low * each
     if needed <= free:
         return f"starting {config.num_workers} workers ..."
     return f"waiting for {resource}s: {needed} needed, {free} of the cluster's {there} free, others hold the rest ..."
+
+
+def _resource_of_a_worker(kind: str, threads: int) -> tuple[str, int]:
+    """What is scarce, as Ray names it, and how much of it one worker takes."""
+    return ("GPU", 1) if kind == "cuda" else ("CPU", threads)
 
 
 def _refuse_for_gpus_only(settings: TrainSettings, kind: str) -> None:

@@ -189,7 +189,8 @@ def start(
     """
     version = check(args, home, host=host, port=port)
     asked = f"app.num_replicas {args.num_replicas} of {args.num_threads} threads"
-    check_fits(asked, args.num_replicas, "replicas", "CPU", args.num_threads)
+    instead = "replicas fit; lower app.num_replicas or app.num_threads"
+    check_fits(asked, args.num_replicas, "CPU", args.num_threads, instead)  # Serve would wait for ever
     quiet = {"log_level": "ERROR", "enable_access_log": False}
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     with_haproxy = haproxy is not None
