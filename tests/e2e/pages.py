@@ -115,6 +115,9 @@ class Shell:
         return re.sub(r":300[01]\b", f":{self.port}", text)
 
     def _is_ready(self) -> bool:
+        """It says so last of all, once it answers."""
+        if not re.search("^serving ", self.log.read_text(), re.MULTILINE):
+            return False
         with contextlib.suppress(httpx.HTTPError):
             return httpx.get(f"{self.url}/readyz", timeout=5).status_code == 200
         return False

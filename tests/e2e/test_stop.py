@@ -13,8 +13,9 @@ import psutil
 import pytest
 
 from tests.e2e.pages import Shell
-from tests.support.processes import children, command, kill
+from tests.support.processes import children, command, has_ended, kill
 from tests.support.site import Site
+from tests.support.wait import until
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -70,7 +71,6 @@ def test_nothing_stays_behind(shell: Shell, end: Callable[[psutil.Process], None
     assert shell.server.wait(timeout=PATIENCE_S) == code
     assert told in shell.log.read_text()
     assert "Traceback" not in shell.log.read_text()
-    _, alive = psutil.wait_procs(started, timeout=PATIENCE_S)
-    assert alive == []
+    until(lambda: all(map(has_ended, started)), patience_s=PATIENCE_S, otherwise=lambda: f"{started}")
     with socket.create_server(("127.0.0.1", shell.port)):
         """The next server could listen."""
