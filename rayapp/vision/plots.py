@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,8 +13,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from rayapp.vision.fonts import labels_of
-from rayapp.vision.loop import EpochReport
-from rayapp.vision.metrics import Scores
+
+if TYPE_CHECKING:  # evaluate draws without what training needs: torchvision takes 1.3 s to import
+    from rayapp.vision.loop import EpochReport
+    from rayapp.vision.metrics import Scores
 
 BLUE, ORANGE, GREY = "#2b6cb0", "#dd6b20", "#a0aec0"
 MAX_NAMED = 30  # more class names than this cannot be read on an axis

@@ -30,9 +30,18 @@ for name in {modules}:
     assert done.returncode == 0, done.stderr
 
 
-def test_who_holds_the_progress_line_loads_no_torch():
-    """The actor that holds it, and Ray Train's controller that gets its handle, took 4 s more of each training."""
-    code = "import sys, rayapp.runtime.progress; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        # the actor that holds it, and Ray Train's controller that gets its handle, took 4 s more of each training
+        ("rayapp.runtime.progress", "torch"),
+        # `rayapp evaluate` and `rayapp models` took seconds more, for a layer that none of them computes
+        ("rayapp.registry.evaluation", "torchvision"),
+        ("rayapp.registry.models", "torch"),
+    ],
+)
+def test_what_a_module_has_no_use_for_it_does_not_load(module: str, never: str):
+    code = f"import sys, {module}; sys.exit('{never}' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], timeout=100, check=False).returncode == 0
 

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pyarrow as pa
@@ -27,24 +28,29 @@ from rayapp.config.parse import validate
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.train.checkpoints import Checkpoints
 from rayapp.train.record import TrainingRun
+from tests.support.digits import few_digits
 from tests.support.processes import children, kill
 from tests.support.stores import home_at
 
 pytestmark = pytest.mark.timeout(600)  # a killed driver is started again, and trains with two workers each time
-# 22 optimiser steps an epoch, 2 ranks; a checkpoint every 4 of them
-RECIPE = {
-    "data": {"dataset": "digits"},
-    "model": {"name": "mobilenet_v3_small"},
-    "optim": {"epochs": 2},
-    "compute": {"num_workers": 2, "deterministic": True},
-    "checkpoint": {"every_steps": 4},
-    "tracking": {"log_every_steps": 4},
-    "register": False,
-}
 
 
-def settings(**sections: object) -> TrainSettings:
-    return validate(TrainSettings, RECIPE | sections)
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """22 optimiser steps an epoch on 2 ranks, a checkpoint every 4 of them."""
+    return {
+        "data": {"dataset": "parquet", "path": str(few_digits(tmp_path_factory.mktemp("few")))},
+        "model": {"name": "mobilenet_v3_small"},
+        "optim": {"epochs": 2, "batch_size": 6},
+        "compute": {"num_workers": 2, "deterministic": True},
+        "checkpoint": {"every_steps": 4},
+        "tracking": {"log_every_steps": 4},
+        "register": False,
+    }
+
+
+def settings(recipe: dict[str, Any], **sections: object) -> TrainSettings:
+    return validate(TrainSettings, recipe | sections)
 
 
 def final_state(home: Home, run: str) -> dict[str, object]:
@@ -64,11 +70,11 @@ def assert_same_bits(one: dict, other: dict) -> None:  # type: ignore[type-arg]
 
 
 @pytest.fixture(scope="module")
-def whole(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
+def whole(ray_cluster: None, recipe: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> TrainingRun:
     """A run that nothing interrupted."""
     from rayapp.train.driver import train
 
-    return train(settings(), home_at(tmp_path_factory.mktemp("whole"))).run
+    return train(settings(recipe), home_at(tmp_path_factory.mktemp("whole"))).run
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +108,14 @@ def kill_a_worker() -> None:
 
 
 def test_F43_a_killed_worker_in_mid_epoch_changes_no_bit_of_the_result(
-    ray_cluster: None, tmp_path: Path, uninterrupted: dict[str, object]
+    ray_cluster: None, tmp_path: Path, recipe: dict[str, Any], uninterrupted: dict[str, object]
 ) -> None:
     from rayapp.train.driver import train
 
     home = home_at(tmp_path)
     killer = when(lambda: any(step > 22 for step in steps_saved(home)), kill_a_worker)
     said = Console(file=(tmp_path / "said").open("w"), width=200)
-    result = train(settings(), home, said)
+    result = train(settings(recipe), home, said)
     assert not killer.is_alive()
     assert_same_bits(uninterrupted, final_state(home, result.run.name))
     assert "went on from step" in (tmp_path / "said").read_text()
@@ -126,10 +132,10 @@ def client(home: Home):  # type: ignore[no-untyped-def]
     return MlflowClient(home.tracking_uri)
 
 
-def command(home: Home) -> subprocess.Popen[str]:
+def command(home: Home, recipe: dict[str, Any]) -> subprocess.Popen[str]:
     """`rayapp train` as a job that is tried again would run it."""
     config = home.folder / "recipe.yaml"
-    config.write_text(json.dumps(RECIPE))
+    config.write_text(json.dumps(recipe))
     words = ("train", "--config", str(config), "--name", "nightly", "--resume", "auto")
     return subprocess.Popen(
         [sys.executable, "-m", "rayapp.cli", *words],
@@ -142,15 +148,15 @@ def command(home: Home) -> subprocess.Popen[str]:
 
 
 def test_F43_a_killed_driver_whose_job_is_tried_again_changes_no_bit_of_the_result(
-    tmp_path: Path, uninterrupted: dict[str, object]
+    tmp_path: Path, recipe: dict[str, Any], uninterrupted: dict[str, object]
 ) -> None:
     home = home_at(tmp_path)
-    first = command(home)
+    first = command(home, recipe)
     when(lambda: any(step > 22 for step in steps_saved(home)), lambda: os.kill(first.pid, signal.SIGKILL)).join(300)
     first.communicate(timeout=200)
     assert first.returncode == -signal.SIGKILL
 
-    second = command(home)
+    second = command(home, recipe)
     output, errors = second.communicate(timeout=600)
     assert second.returncode == 0, errors
     said = json.loads(output.splitlines()[-1])
@@ -162,7 +168,7 @@ def test_F43_a_killed_driver_whose_job_is_tried_again_changes_no_bit_of_the_resu
 
     from rayapp.train.driver import train
 
-    same = settings(name="nightly", resume="auto")  # a retry of a job that was done already trains nothing
+    same = settings(recipe, name="nightly", resume="auto")  # a retry of a job that was done already trains nothing
     assert train(same, home).to_dict()["val_accuracy"] == said["val_accuracy"]
     with pytest.raises(ConfigError, match=r"was started with other settings: optim\.epochs \(was 2, is 3\)"):
         train(same.model_copy(update={"optim": same.optim.model_copy(update={"epochs": 3})}), home)
@@ -186,14 +192,14 @@ def test_an_unreadable_checkpoint_is_passed_over_and_said(
     assert_same_bits(uninterrupted, final_state(home, whole.name))
 
 
-def test_two_runs_of_one_name_are_refused(ray_cluster: None, tmp_path: Path) -> None:
+def test_two_runs_of_one_name_are_refused(ray_cluster: None, tmp_path: Path, recipe: dict[str, Any]) -> None:
     from rayapp.train.driver import train
 
     home = home_at(tmp_path)
-    run = TrainingRun("nightly", "0" * 32, "training", home.runs / "nightly", settings(name="nightly"))
+    run = TrainingRun("nightly", "0" * 32, "training", home.runs / "nightly", settings(recipe, name="nightly"))
     run.save()
     with pytest.raises(ConfigError, match=r"run 'nightly' exists already \(stage: training\); give another --name, or"):
-        train(settings(name="nightly"), home)
+        train(settings(recipe, name="nightly"), home)
     held = (
         "import sys; from filelock import FileLock; x = FileLock(sys.argv[1]); x.acquire(); print(flush=True); input()"
     )
@@ -220,12 +226,14 @@ def parquet_with_a_corrupt_image(folder: Path) -> Path:
     return folder
 
 
-def test_what_one_rank_alone_cannot_heal_ends_all_with_its_cause(ray_cluster: None, tmp_path: Path) -> None:
+def test_what_one_rank_alone_cannot_heal_ends_all_with_its_cause(
+    ray_cluster: None, tmp_path: Path, recipe: dict[str, Any]
+) -> None:
     from rayapp.train.driver import train
 
     data = {"dataset": "parquet", "path": str(parquet_with_a_corrupt_image(tmp_path / "data")), "stream": True}
     home = home_at(tmp_path)
     with pytest.raises(TrainingError, match=r"train\.parquet, row 3650.*cannot be decoded.*--data\.on_error skip"):
-        train(settings(data=data, optim={"epochs": 1}), home)
+        train(settings(recipe, data=data, optim={"epochs": 1}), home)
     (run,) = client(home).search_runs([client(home).get_experiment_by_name("rayapp").experiment_id])
     assert run.info.status == "FAILED"

@@ -22,6 +22,7 @@ from rayapp.config.env import Home
 from rayapp.config.parse import validate
 from rayapp.errors import ConfigError
 from rayapp.runtime.progress import ProgressActor
+from tests.support.digits import few_digits
 from tests.support.servers import MlflowServer
 from tests.support.stores import home_at
 from tests.support.wait import until
@@ -29,9 +30,15 @@ from tests.support.wait import until
 COMMAND = [sys.executable, "-m", "rayapp.cli", "train"]
 
 
-def settings(**sections: dict[str, object]) -> TrainSettings:
-    quick = {"data": {"dataset": "digits"}, "optim": {"epochs": 2}, "tracking": {"log_every_steps": 2}}
+def settings(**sections: object) -> TrainSettings:
+    quick = {"optim": {"epochs": 2}, "tracking": {"log_every_steps": 2}}
     return validate(TrainSettings, quick | sections)
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Settings of data, for what is not about accuracy."""
+    return {"dataset": "parquet", "path": str(few_digits(tmp_path_factory.mktemp("few")))}
 
 
 def client(home: Home):  # type: ignore[no-untyped-def]
@@ -47,7 +54,7 @@ def trained(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory):  # typ
 
     folder = tmp_path_factory.mktemp("trained")
     home = home_at(folder)
-    return home, train(settings(compute={"num_workers": 2}), home)
+    return home, train(settings(data={"dataset": "digits"}, compute={"num_workers": 2}), home)
 
 
 def test_two_workers_train_one_model_that_is_registered_as_challenger(trained) -> None:  # type: ignore[no-untyped-def]
@@ -134,7 +141,7 @@ def test_more_workers_than_the_cluster_has_are_refused_at_once(ray_cluster: None
     assert not home.runs.exists()
 
 
-def test_a_full_cluster_is_waited_for_and_it_is_said(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_full_cluster_is_waited_for_and_it_is_said(ray_cluster: None, tmp_path: Path, few: dict[str, str]) -> None:
     import ray
 
     from rayapp.train.driver import train
@@ -152,18 +159,20 @@ def test_a_full_cluster_is_waited_for_and_it_is_said(ray_cluster: None, tmp_path
     with said.open("w", buffering=1) as file:
         ending = threading.Thread(target=end_the_other_when_it_is_said, daemon=True)
         ending.start()
-        result = train(settings(optim={"epochs": 1}), home, Console(file=file))
+        result = train(settings(data=few, optim={"epochs": 1}), home, Console(file=file))
     assert not ending.is_alive()
     assert len(result.epochs) == 1
 
 
-def test_a_loss_that_explodes_ends_the_run_as_failed_without_retries(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_loss_that_explodes_ends_the_run_as_failed_without_retries(
+    ray_cluster: None, tmp_path: Path, few: dict[str, str]
+) -> None:
     from rayapp.errors import TrainingError
     from rayapp.train.driver import train
 
     home = home_at(tmp_path)
     with pytest.raises(TrainingError, match=r"lower --optim\.lr"):
-        train(settings(optim={"epochs": 1, "lr": 1e30}), home)
+        train(settings(data=few, optim={"epochs": 1, "lr": 1e30}), home)
     mlflow = client(home)
     (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("rayapp").experiment_id])
     assert run.info.status == "FAILED"
@@ -187,27 +196,29 @@ def num_checkpoints(home: Path) -> int:
     return len(list(home.glob("runs/*/checkpoint_*/digest.json")))
 
 
-def test_ctrl_c_closes_the_run_as_killed_and_resume_finishes_it(ray_cluster: None, home: Path) -> None:
+def test_ctrl_c_closes_the_run_as_killed_and_resume_finishes_it(
+    ray_cluster: None, home: Path, few: dict[str, str]
+) -> None:
     from rayapp.train.driver import train
 
     state = home_at(home)
-    process = started(home, "--optim.epochs", "5", "--tracking.log_every_steps", "2")
+    process = started(home, "--data.dataset", few["dataset"], "--data.path", few["path"], "--optim.epochs", "12")
     until(lambda: num_checkpoints(home) >= 1 or process.poll() is not None, patience_s=200)
     assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 130, errors
-    assert "go on with: rayapp train --resume digits-mobilenet_v3_small-" in errors
+    assert "go on with: rayapp train --resume parquet-mobilenet_v3_small-" in errors
     (path,) = home.glob("runs/*/run.json")
     run = json.loads(path.read_text())
     assert client(state).get_run(run["run_id"]).info.status == "KILLED"
 
     said = train(validate(TrainSettings, {"resume": run["name"]}), state).to_dict()
     assert said["run_id"] == run["run_id"]
-    assert said["epochs"] == 5
+    assert said["epochs"] == 12
     assert client(state).get_run(run["run_id"]).info.status == "FINISHED"
     epochs = [m.step for m in client(state).get_metric_history(run["run_id"], "val/accuracy")]
-    assert sorted(set(epochs)) == list(range(1, 6))
+    assert sorted(set(epochs)) == list(range(1, 13))
 
 
 # --- what must not end a training ---
@@ -228,7 +239,7 @@ def mlflow_server(tmp_path: Path) -> Iterator[MlflowServer]:
 
 
 def test_F29_killing_mlflow_does_not_stop_training_and_resume_delivers(
-    ray_cluster: None, tmp_path: Path, mlflow_server: MlflowServer
+    ray_cluster: None, tmp_path: Path, mlflow_server: MlflowServer, few: dict[str, str]
 ) -> None:
     from rayapp.errors import RegistryError
     from rayapp.train import publish
@@ -247,7 +258,7 @@ def test_F29_killing_mlflow_does_not_stop_training_and_resume_delivers(
         with pytest.raises(
             RegistryError, match=r"the model is trained and kept in .* send it with: rayapp train --resume"
         ):
-            train(settings(optim={"epochs": 3}), home)
+            train(settings(data=few, optim={"epochs": 3}), home)
     killer.join(timeout=10)
     (path,) = tmp_path.glob("runs/*/run.json")
     run = json.loads(path.read_text())
@@ -262,7 +273,7 @@ def test_F29_killing_mlflow_does_not_stop_training_and_resume_delivers(
     assert epochs == [1, 2, 3]  # all of them, none twice
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(ray_cluster: None, tmp_path: Path) -> None:
+def test_a_full_disk_keeps_the_last_good_checkpoint(ray_cluster: None, tmp_path: Path, few: dict[str, str]) -> None:
     from rayapp.errors import TrainingError
     from rayapp.train.driver import train
 
@@ -286,7 +297,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(ray_cluster: None, tmp_path:
         filler = in_background(fill_disk)
         compute = {"num_workers": 1, "storage_path": str(small), "max_failures": 0}
         with pytest.raises(TrainingError, match=r"No space left.*go on with: rayapp train --resume"):
-            train(settings(optim={"epochs": 4}, compute=compute), home)
+            train(settings(data=few, optim={"epochs": 4}, compute=compute), home)
         filler.join(timeout=10)
         stuffing.unlink()
         (path,) = tmp_path.glob("runs/*/run.json")

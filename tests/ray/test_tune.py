@@ -14,16 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
-from PIL import Image
 from rich.console import Console
-from sklearn.datasets import load_digits
 
 from rayapp.config.env import Home
 from rayapp.config.parse import validate
@@ -31,6 +26,7 @@ from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.registry.models import Registry
 from rayapp.tune.record import find_sweep
+from tests.support.digits import few_digits
 from tests.support.processes import children, kill
 
 pytestmark = pytest.mark.timeout(1500)
@@ -39,18 +35,7 @@ SPACE = {"optim.lr": {"log_uniform": [0.01, 2.0]}, "optim.momentum": {"uniform":
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """300 real digits for training and 60 for test, as Parquet: an epoch takes a second."""
-    folder, digits = tmp_path_factory.mktemp("data"), load_digits()
-    order = np.random.default_rng(0).permutation(len(digits.images))
-    for name, rows in (("train", order[:300]), ("test", order[300:360])):
-        pq.write_table(pa.Table.from_pylist([row_of(digits, i) for i in rows]), folder / f"{name}.parquet")
-    return folder
-
-
-def row_of(digits: Any, i: int) -> dict[str, object]:
-    png = io.BytesIO()
-    Image.fromarray((digits.images[i] * 15.9).astype(np.uint8)).resize((16, 16)).convert("RGB").save(png, "PNG")
-    return {"image": {"bytes": png.getvalue(), "path": f"{i}.png"}, "label": int(digits.target[i])}
+    return few_digits(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
