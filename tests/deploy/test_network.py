@@ -108,17 +108,33 @@ def test_namespaces_enforce_pod_security_and_every_object_is_in_one(environment:
     assert {obj["metadata"]["namespace"] for obj in objects if "namespace" in obj["metadata"]} == {"rayapp"}
 
 
+def budgets_of(objects: list[Json]) -> dict[str, Json]:
+    return {obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "PodDisruptionBudget"}
+
+
 def test_drains_keep_a_serving_pod_and_wait_for_jobs():
     objects = rendered("prod")
-    budgets = {obj["metadata"]["name"]: obj["spec"] for obj in objects if obj["kind"] == "PodDisruptionBudget"}
+    budgets = budgets_of(objects)
     roles = {
         template["metadata"]["labels"]["rayapp.io/role"]
         for obj in [*objects, *jobs().values()]
         for _, template in pod_templates(obj)
     }
 
-    assert {name: spec["maxUnavailable"] for name, spec in budgets.items()} == {"serve": 1, "job-heads": 0}
+    assert {name: spec["minAvailable"] for name, spec in budgets.items()} == {"serve": 1, "job-heads": 100}
     assert all(spec["selector"]["matchLabels"]["rayapp.io/role"] in roles for spec in budgets.values())
+
+
+@pytest.mark.parametrize("environment", ENVIRONMENTS)
+def test_a_node_with_a_serving_pod_can_be_drained(environment: str):
+    """Of a maxUnavailable, or of as many pods as there are, none may be evicted: drains hung for ever."""
+    objects = rendered(environment)
+    budgets = budgets_of(objects)
+    (service,) = (obj for obj in objects if obj["kind"] == "RayService")
+    (group,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+
+    assert not any("maxUnavailable" in spec for spec in budgets.values())  # a RayCluster has no scale to reckon it from
+    assert budgets.get("serve", {"minAvailable": 0})["minAvailable"] < group["minReplicas"]
 
 
 def test_the_limit_range_gives_no_container_a_gpu():
