@@ -28,6 +28,7 @@ module "eks" {
   admin_principal_arns = var.admin_principal_arns
   public_access_cidrs  = var.public_access_cidrs
   log_days             = local.profile.log_days
+  log_types            = local.profile.log_types
   deletion_protection  = var.deletion_protection
 }
 
@@ -43,20 +44,22 @@ module "addons_for_nodes" {
   }
 }
 
+# A group has one zone: a volume stays in its own, and of a group with several the autoscaler cannot choose where it grows.
 module "cpu_nodes" {
   source     = "./modules/node_group"
   depends_on = [module.addons_for_nodes]
+  for_each   = { for at in range(local.profile.cpu_zones) : var.zone_letters[at] => module.network.private_subnet_ids[at] }
 
-  name               = "cpu"
+  name               = "cpu-${each.key}"
   cluster_name       = module.eks.cluster_name
   kubernetes_version = var.kubernetes_version
   role_arn           = module.eks.node_role_arn
-  subnet_ids         = module.network.private_subnet_ids
+  subnet_ids         = [each.value]
   ami_type           = "AL2023_x86_64_STANDARD"
   capacity_type      = "ON_DEMAND"
   instance_types     = [local.profile.cpu_instance_type]
-  nodes_min          = local.profile.cpu_nodes_min
-  nodes_max          = local.profile.cpu_nodes_max
+  nodes_min          = local.profile.cpu_nodes_min / local.profile.cpu_zones
+  nodes_max          = local.profile.cpu_nodes_max / local.profile.cpu_zones
   disk_gb            = local.node_disk_gb
   labels             = { "rayapp.io/pool" = "cpu" }
 }
@@ -76,9 +79,13 @@ module "gpu_nodes" {
   nodes_min          = 0
   nodes_max          = var.gpu_nodes_max
   disk_gb            = 120 # images with CUDA take many GB, and two of them may be there
-  labels             = { "rayapp.io/pool" = "gpu" }
-  taint              = { key = "nvidia.com/gpu", value = "present" }
-  resources          = { "nvidia.com/gpu" = "1" }
+  disk_mb_per_s      = 500 # unpacking one at gp3's 125 takes more than a minute of a paid GPU
+  labels = {
+    "rayapp.io/pool"                = "gpu"
+    "k8s.amazonaws.com/accelerator" = "nvidia" # or the autoscaler, while the GPU is not announced yet, starts a second node
+  }
+  taint     = { key = "nvidia.com/gpu", value = "present" }
+  resources = { "nvidia.com/gpu" = "1" }
 }
 
 # Their pods need a node, or EKS calls the add-on degraded.

@@ -12,6 +12,7 @@ variables {
   admin_principal_arns = ["arn:aws:iam::111122223333:role/admin"]
   public_access_cidrs  = []
   log_days             = 14
+  log_types            = ["audit", "authenticator"]
   deletion_protection  = true
 }
 
@@ -38,8 +39,8 @@ run "cluster" {
     error_message = "modules/eks/main.tf: aws_eks_cluster.this.vpc_config.endpoint_public_access is true without a list of networks."
   }
   assert {
-    condition     = toset(aws_eks_cluster.this.enabled_cluster_log_types) == toset(["api", "audit", "authenticator", "controllerManager", "scheduler"])
-    error_message = "modules/eks/main.tf: aws_eks_cluster.this.enabled_cluster_log_types lacks a log."
+    condition     = toset(aws_eks_cluster.this.enabled_cluster_log_types) == toset(["audit", "authenticator"])
+    error_message = "modules/eks/main.tf: aws_eks_cluster.this.enabled_cluster_log_types is not log_types."
   }
   assert {
     condition     = aws_cloudwatch_log_group.this.kms_key_id == var.kms_key_arn && aws_cloudwatch_log_group.this.retention_in_days == 14
@@ -75,6 +76,7 @@ run "gpu_nodes" {
     nodes_min      = 0
     nodes_max      = 5
     disk_gb        = 120
+    disk_mb_per_s  = 500
     labels         = { "rayapp.io/pool" = "gpu" }
     taint          = { key = "nvidia.com/gpu", value = "present" }
     resources      = { "nvidia.com/gpu" = "1" }
@@ -83,6 +85,14 @@ run "gpu_nodes" {
   assert {
     condition     = tobool(aws_launch_template.this.block_device_mappings[0].ebs[0].encrypted) && aws_launch_template.this.block_device_mappings[0].ebs[0].volume_type == "gp3"
     error_message = "modules/node_group/main.tf: aws_launch_template.this.block_device_mappings.ebs: encrypted gp3."
+  }
+  assert {
+    condition     = aws_launch_template.this.block_device_mappings[0].ebs[0].throughput == 500
+    error_message = "modules/node_group/main.tf: aws_launch_template.this.block_device_mappings.ebs.throughput is not disk_mb_per_s: a paid GPU waits for its image."
+  }
+  assert {
+    condition     = length(aws_launch_template.this.credit_specification) == 0
+    error_message = "modules/node_group/main.tf: aws_launch_template.this.credit_specification: EC2 refuses it for what is no T instance."
   }
   assert {
     condition = (
@@ -103,5 +113,27 @@ run "gpu_nodes" {
   assert {
     condition     = aws_eks_node_group.this.scaling_config[0].min_size == 0 && aws_eks_node_group.this.scaling_config[0].max_size == 5
     error_message = "modules/node_group/main.tf: aws_eks_node_group.this.scaling_config is not what was asked for."
+  }
+}
+
+run "cpu_nodes" {
+  module {
+    source = "./modules/node_group"
+  }
+  variables {
+    name           = "cpu-a"
+    role_arn       = "arn:aws:iam::111122223333:role/node"
+    ami_type       = "AL2023_x86_64_STANDARD"
+    capacity_type  = "ON_DEMAND"
+    instance_types = ["t3a.large"]
+    nodes_min      = 1
+    nodes_max      = 6
+    disk_gb        = 50
+    labels         = { "rayapp.io/pool" = "cpu" }
+  }
+
+  assert {
+    condition     = try(aws_launch_template.this.credit_specification[0].cpu_credits, "") == "standard"
+    error_message = "modules/node_group/main.tf: aws_launch_template.this.credit_specification: a T instance is unlimited without it, and costs what the estimate does not know."
   }
 }

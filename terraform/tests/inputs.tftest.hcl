@@ -57,6 +57,7 @@ run "open_api" {
     admin_principal_arns = ["arn:aws:iam::111122223333:role/admin"]
     public_access_cidrs  = ["203.0.113.0/24", "0.0.0.0/0"]
     log_days             = 14
+    log_types            = []
     deletion_protection  = true
   }
   expect_failures = [var.public_access_cidrs]

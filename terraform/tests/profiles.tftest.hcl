@@ -35,8 +35,8 @@ run "lean" {
     error_message = "locals.tf: profiles.lean has ${jsonencode(module.network.nat)}: one NAT instance and no gateway is what the estimate reckons with."
   }
   assert {
-    condition     = module.cpu_nodes.nodes.min == 1 && module.cpu_nodes.nodes.capacity_type == "ON_DEMAND"
-    error_message = "main.tf: module.cpu_nodes starts with ${module.cpu_nodes.nodes.min} ${module.cpu_nodes.nodes.capacity_type} nodes in lean, not with 1 ON_DEMAND."
+    condition     = keys(module.cpu_nodes) == ["a"] && module.cpu_nodes["a"].nodes.min == 1 && module.cpu_nodes["a"].nodes.capacity_type == "ON_DEMAND"
+    error_message = "main.tf: module.cpu_nodes is ${jsonencode({ for zone, group in module.cpu_nodes : zone => group.nodes })} in lean, not one ON_DEMAND node in one zone: a volume in the other would find none."
   }
   assert {
     condition     = alltrue([for line, usd in output.monthly_cost_usd : can(regex("\\| ${line} \\| ${format("%.2f", usd)} \\|", file("README.md")))])
@@ -64,8 +64,8 @@ run "standard" {
     error_message = "locals.tf: profiles.standard has ${jsonencode(module.network.nat)}, not one NAT gateway and three zones."
   }
   assert {
-    condition     = module.cpu_nodes.nodes.min == 3 && module.cpu_nodes.nodes.capacity_type == "ON_DEMAND"
-    error_message = "main.tf: module.cpu_nodes starts with ${module.cpu_nodes.nodes.min} ${module.cpu_nodes.nodes.capacity_type} nodes in standard, not with 3 ON_DEMAND."
+    condition     = keys(module.cpu_nodes) == ["a", "b", "c"] && alltrue([for group in module.cpu_nodes : group.nodes.min == 1 && group.nodes.capacity_type == "ON_DEMAND"])
+    error_message = "main.tf: module.cpu_nodes is ${jsonencode({ for zone, group in module.cpu_nodes : zone => group.nodes })} in standard, not a group of at least one ON_DEMAND node in each zone."
   }
   assert {
     condition     = output.budget_usd == 700 && output.budget_usd > output.estimated_monthly_usd
@@ -113,8 +113,12 @@ run "both" {
     error_message = "main.tf: module.gpu_nodes.taint is missing: pods without GPUs would land there."
   }
   assert {
-    condition     = module.gpu_nodes.nodes.labels["rayapp.io/pool"] == "gpu" && module.cpu_nodes.nodes.labels["rayapp.io/pool"] == "cpu"
+    condition     = module.gpu_nodes.nodes.labels["rayapp.io/pool"] == "gpu" && alltrue([for group in module.cpu_nodes : group.nodes.labels["rayapp.io/pool"] == "cpu"])
     error_message = "main.tf: labels of module.cpu_nodes or module.gpu_nodes: rayapp.io/pool is what the pods select."
+  }
+  assert {
+    condition     = module.gpu_nodes.nodes.labels["k8s.amazonaws.com/accelerator"] == "nvidia"
+    error_message = "main.tf: module.gpu_nodes.labels: without k8s.amazonaws.com/accelerator the autoscaler starts another GPU node until the first one announces its GPU."
   }
   assert {
     condition     = module.eks.endpoint.private && module.eks.endpoint.public && module.eks.endpoint.cidrs == toset(["203.0.113.0/24"])

@@ -24,7 +24,7 @@ class Size(NamedTuple):
 
 
 # What EKS leaves of a node, less 0.2 cores and half a GiB for the daemons that run on every one.
-ROOM = {"t3a.large": Size(1.7, 6.5), "t3a.xlarge": Size(3.7, 13.5), "g4dn.xlarge": Size(3.7, 13.5)}
+ROOM = {"t3a.large": Size(1.7, 6.5), "m6a.xlarge": Size(3.7, 13.5), "g4dn.xlarge": Size(3.7, 13.5)}
 # EKS' add-ons as they come (two replicas each), from their public manifests: not asked of a cluster.
 ADDONS = 2 * [Size(0.1, 0.07), Size(0.1, 0.2), Size(0.06, 0.24)]  # coredns, metrics-server, the EBS controller
 GIVEN = {  # at installation

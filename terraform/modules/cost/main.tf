@@ -1,6 +1,6 @@
 # The estimate of a month: what is always on, and the usage that locals.tf of the root assumes. GPU hours come on top.
 locals {
-  node_price = { "t3a.large" = local.price.t3a_large_hour, "t3a.xlarge" = local.price.t3a_xlarge_hour }
+  node_price = { "t3a.large" = local.price.t3a_large_hour, "m6a.xlarge" = local.price.m6a_xlarge_hour }
   db_price   = { "db.t4g.micro" = local.price.db_t4g_micro_hour, "db.t4g.small" = local.price.db_t4g_small_hour }
   copies     = var.profile.db_multi_az ? 2 : 1 # of the database: the standby costs as much
   usage      = var.profile.usage

@@ -4,7 +4,7 @@ locals {
   prices = {
     eks_cluster_hour   = { usd = 0.10, seen = "2026", source = "https://aws.amazon.com/eks/pricing/" }
     t3a_large_hour     = { usd = 0.0752, seen = "unconfirmed", source = "https://aws.amazon.com/ec2/pricing/on-demand/" }
-    t3a_xlarge_hour    = { usd = 0.1504, seen = "unconfirmed", source = "https://aws.amazon.com/ec2/pricing/on-demand/" }
+    m6a_xlarge_hour    = { usd = 0.1728, seen = "unconfirmed", source = "https://aws.amazon.com/ec2/pricing/on-demand/" }
     t4g_nano_hour      = { usd = 0.0042, seen = "2026", source = "https://aws.amazon.com/ec2/pricing/on-demand/" }
     ebs_gp3_gb         = { usd = 0.08, seen = "unconfirmed", source = "https://aws.amazon.com/ebs/pricing/" }
     nat_gateway_hour   = { usd = 0.045, seen = "2026", source = "https://aws.amazon.com/vpc/pricing/" }

@@ -13,7 +13,7 @@ resource "aws_eks_cluster" "this" {
   role_arn                      = aws_iam_role.cluster.arn
   bootstrap_self_managed_addons = false # modules/addons brings them, at versions that EKS keeps in step
   deletion_protection           = var.deletion_protection
-  enabled_cluster_log_types     = ["api", "audit", "authenticator", "controllerManager", "scheduler"]
+  enabled_cluster_log_types     = var.log_types
 
   access_config {
     authentication_mode                         = "API"

@@ -33,6 +33,11 @@ variable "log_days" {
   type = number
 }
 
+variable "log_types" {
+  description = "Logs of the control plane that are kept."
+  type        = list(string)
+}
+
 variable "deletion_protection" {
   type = bool
 }

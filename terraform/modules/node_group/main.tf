@@ -14,7 +14,16 @@ resource "aws_launch_template" "this" {
       encrypted             = true
       volume_type           = "gp3"
       volume_size           = var.disk_gb
+      throughput            = var.disk_mb_per_s
       delete_on_termination = true
+    }
+  }
+
+  # Without it T instances are "unlimited": beyond their credits each core costs 0.05 USD an hour, which nobody would see.
+  dynamic "credit_specification" {
+    for_each = alltrue([for type in var.instance_types : can(regex("^t[0-9]", type))]) ? ["standard"] : []
+    content {
+      cpu_credits = credit_specification.value
     }
   }
 

@@ -42,6 +42,12 @@ variable "disk_gb" {
   type = number
 }
 
+variable "disk_mb_per_s" {
+  description = "Of the gp3 disk: 125 is in its price."
+  type        = number
+  default     = 125
+}
+
 variable "labels" {
   type = map(string)
 }

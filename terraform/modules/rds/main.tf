@@ -92,7 +92,7 @@ resource "aws_db_instance" "this" {
   final_snapshot_identifier  = "${var.name}-final-${formatdate("YYYYMMDDhhmmss", plantimestamp())}" # a second teardown needs another
 
   enabled_cloudwatch_logs_exports = local.exported_logs
-  performance_insights_enabled    = true # free at 7 days
+  performance_insights_enabled    = true # now CloudWatch Database Insights, standard; free at 7 days
   performance_insights_kms_key_id = var.kms_key_arn
 
   lifecycle {
