@@ -52,6 +52,16 @@ def test_the_operators_alpha_gates_are_off_and_its_version_is_the_platforms() ->
     assert values["watchNamespace"] == ["rayapp"]
 
 
+def test_while_kueue_is_away_only_what_it_queues_waits() -> None:
+    """Its chart's webhooks have failurePolicy Fail: they stopped every Job and RayCluster of all namespaces."""
+    kueue, standard = (
+        yaml.safe_load((HELM_VALUES / f"{name}.yaml").read_text()) for name in ("kueue", "kueue-standard")
+    )
+    config = yaml.safe_load(kueue["managerConfig"]["controllerManagerConfigYaml"])
+    assert config["managedJobsNamespaceSelector"] == {"matchLabels": {"kubernetes.io/metadata.name": "rayapp"}}
+    assert standard["controllerManager"]["replicas"] == 2
+
+
 def test_the_autoscaler_is_made_for_the_clusters_kubernetes() -> None:
     values = yaml.safe_load((HELM_VALUES / "cluster-autoscaler.yaml").read_text())
     assert values["image"]["tag"].startswith(f"v{VERSIONS['KUBERNETES_VERSION']}.")
