@@ -195,6 +195,20 @@ def test_wrong_values_are_refused_by_name(values: dict[str, Any], message: str, 
     assert re.search(message, said, re.DOTALL), said
 
 
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"global": {"imageRegistry": "registry.example"}},  # a chart above it hands this to all of its parts
+        {"resources": {"requests": {"cpu": 2, "memory": "1.5Gi"}, "limits": {"cpu": "1.5", "memory": "2000M"}}},
+    ],
+)
+def test_what_kubernetes_and_helm_take_is_taken(values: dict[str, Any], given: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump(values))
+    resources = pod_spec(named(mlflow(given, own), "Deployment"))["containers"][0]["resources"]
+    assert resources == values.get("resources", resources)
+
+
 def test_replicas_beyond_five_are_found(given: Path, tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yaml"
     wrong.write_text("autoscaling: {maxReplicas: 6}")
