@@ -52,6 +52,11 @@ WORLD: dict[str, Any] = {
     "champion": 200, "suspend": "", "policies": [CLOSED],
     "job": "Complete SUCCEEDED", "nodegroup": {"minSize": 0, "maxSize": 5, "desiredSize": 0},
     "certificate": {"Status": "ISSUED", "SubjectAlternativeNames": ["*.example.org"]},
+    "offered": "t3a.large\tt4g.nano\tm6a.xlarge\tg6.xlarge", "quota": 64.0, "no_charts": [],
+    "versions": {
+        "aws": "aws-cli/2.30.1", "terraform": "Terraform v1.11.4", "helm": "v3.19.0+g3d8990f",
+        "kubectl": "Client Version: v1.36.0", "curl": "curl 8.5.0",
+    },
 }  # fmt: skip
 RENDER = """#!/usr/bin/env bash
 for name in REGISTRY BUCKET AWS_REGION DOMAIN CERTIFICATE_ARN MLFLOW_SECRET SERVING_SECRET; do : "${!name:?}"; done

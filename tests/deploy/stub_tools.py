@@ -26,7 +26,6 @@ class Lazy:
 hashlib, json, re = Lazy("hashlib"), Lazy("json"), Lazy("re")
 World = dict  # typing, pathlib and contextlib would take as long
 HERE = os.path.dirname(os.path.abspath(__file__))
-OF_THESE_VERSIONS = {"aws": "2.30.1", "terraform": "1.11.4", "helm": "v3.19.0", "kubectl": "1.36.0", "curl": "8.5.0"}
 CHANGING = (
     "aws s3api create- put-|aws secretsmanager put- update- rotate-|aws eks update-nodegroup-config|aws s3 cp|"
     "helm upgrade uninstall|kubectl apply create delete patch annotate scale rollout exec|terraform apply|"
@@ -135,6 +134,10 @@ def aws(world: World, words: list[str], stdin: str) -> str:
         bucket["exists"] = True
     if (service, verb) == ("s3api", "put-bucket-versioning"):
         bucket["versioning"] = True
+    if (service, verb) == ("service-quotas", "get-service-quota"):
+        if world["quota"] is None:
+            raise RefusedError("NoSuchResourceException", 254)
+        return str(world["quota"])
     if (service, verb) == ("ecr", "describe-images") and not world["images"]:
         raise RefusedError("ImageNotFoundException", 254)
     if (service, verb) == ("eks", "update-nodegroup-config"):
@@ -147,7 +150,8 @@ def aws(world: World, words: list[str], stdin: str) -> str:
         "eks describe-cluster-versions": "1.35\t1.36",
         "eks describe-nodegroup": world["nodegroup"],
         "eks describe-cluster": "ACTIVE" if world["terraform"] else "",
-        "service-quotas get-service-quota": "64.0",
+        "service-quotas get-aws-default-service-quota": "5.0",
+        "ec2 describe-instance-type-offerings": world["offered"],
     }
     return as_text(answers.get(f"{service} {verb}", ""))
 
@@ -183,6 +187,8 @@ def helm(world: World, words: list[str], _: str) -> str:
         if words[1] not in releases:
             raise RefusedError("release: not found")
         return json.dumps({"info": {"status": "deployed", "description": releases[words[1]]}})
+    if words[:2] == ["show", "chart"] and option(words, "--version") in world["no_charts"]:
+        raise RefusedError("Error: chart not found")
     if words[:2] == ["show", "crds"]:
         return "kind: CustomResourceDefinition" if words[2] == "kuberay-operator" else ""
     if words[0] == "upgrade":
@@ -274,10 +280,10 @@ def main(program: str, words: list[str]) -> int:
     reads = "-" in words[1:] or "--stdin" in words or any("/dev/stdin" in word for word in words)
     stdin = sys.stdin.read() if reads else ""
     words = [word for word in words if not word.startswith("-chdir=")]
-    if words == ["--version"] or words[:1] == ["version"]:
-        print(f"{program} {OF_THESE_VERSIONS[program]}")
-        return 0
     with Opened() as world:
+        if words == ["--version"] or words[:1] == ["version"]:
+            print(world["versions"][program])
+            return 0
         world["calls"].append({"program": program, "words": words, "stdin": stdin, "changes": changes(program, words)})
         if world["fail"] and world["fail"][0] in " ".join([program, *words]):
             world["fail"][1] -= 1

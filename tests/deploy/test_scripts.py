@@ -124,6 +124,44 @@ def test_what_has_changed_is_applied_and_nothing_else(ready: Machine) -> None:
     assert f"--values {values}" in call
 
 
+@pytest.mark.parametrize(
+    ("script", "world", "told"),
+    [
+        ("00-credentials", {"offered": "t4g.nano\tg6.xlarge"}, "eu-central-1 offers no t3a.large, which the lean"),
+        ("01-prerequisites", {"versions": {"kubectl": "Client Version: v1.38.1"}}, "kubectl is 1.38, at most 1.37"),
+        ("01-prerequisites", {"versions": {"helm": "v3.11.0"}}, "helm is 3.11, needed is 3.19 or newer"),
+        ("01-prerequisites", {"no_charts": ["0.19.4"]}, "(Error: chart not found): correct KUEUE_CHART_VERSION"),
+    ],
+)
+def test_what_would_stop_the_setup_later_stops_it_before_it_costs_anything(
+    machine: Machine, script: str, world: dict[str, Any], told: str
+) -> None:
+    versions = WORLD["versions"] | world.pop("versions", {})
+    if "no_charts" in world:  # the machine's pins are all the same
+        pins = machine.folder / "a b/cluster/versions.env"
+        pins.write_text(f"{pins.read_text()}KUEUE_CHART_VERSION=0.19.4\n")
+    machine.set(versions=versions, **world)
+    assert told in machine.run(f"setup/{script}", "dev", ok=False).stderr
+
+
+@pytest.mark.parametrize(
+    ("quota", "told"),
+    [(64.0, ""), (8.0, "is 8.0 cores, the CPU nodes of lean need 16"), (None, "is 5.0 cores, 5 GPU nodes need 20")],
+)
+def test_quotas_are_those_asked_for_or_else_the_defaults(machine: Machine, quota: float | None, told: str) -> None:
+    machine.set(quota=quota)
+    said = machine.run("setup/00-credentials", "dev").stderr
+    assert told in said
+    assert ("warning" in said) == bool(told)
+
+
+@pytest.mark.parametrize(("version", "option"), [("v3.19.0", "--atomic"), ("v4.2.3", "--rollback-on-failure")])
+def test_a_release_that_does_not_get_ready_is_rolled_back(ready: Machine, version: str, option: str) -> None:
+    ready.set(versions=WORLD["versions"] | {"helm": version}, releases={})
+    ready.run("setup/05-kuberay", "dev")
+    assert any(f" {option} " in call for call in ready.calls() if call.startswith("helm upgrade"))
+
+
 def test_a_dry_run_touches_nothing(ready: Machine) -> None:
     files = snapshot(ready)
     ready.set(terraform=["old"], releases={}, objects=[], vault={}, applied=[], images=False)

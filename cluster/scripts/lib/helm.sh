@@ -42,9 +42,12 @@ release() {
     apply_crds "$name"
     say "$name: installing ${CHART_VERSION:-} into $namespace (up to 10 minutes)"
     change helm upgrade --install "$name" "${CHART[@]}" --namespace "$namespace" --create-namespace --skip-crds \
-        --atomic --timeout 10m --history-max 5 --description "$mark" "$@" > "$SCRATCH/helm" \
+        "$(rollback)" --timeout 10m --history-max 5 --description "$mark" "$@" > "$SCRATCH/helm" \
         || die "helm could not install $name and rolled it back; what it said is above. Look at: kubectl -n $namespace get events"
 }
+
+# What Helm calls it: by 4 --atomic is deprecated.
+rollback() { case $(helm version --short) in v3.*) echo --atomic ;; *) echo --rollback-on-failure ;; esac }
 
 # "STATUS DESCRIPTION" of what `helm status` prints.
 release_state() {

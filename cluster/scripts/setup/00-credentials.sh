@@ -9,7 +9,7 @@ usage() {
 usage: 00-credentials.sh dev|prod [--dry-run]
 
 Checks, and changes nothing: the account is that of the settings, the certificate is issued for *.DOMAIN, the region has
-the version of Kubernetes, and the quota is enough for the GPU spot nodes. Sign in before: aws sso login.
+the version of Kubernetes and the types of the nodes, and the quotas are enough. Sign in before: aws sso login.
 TEXT
 }
 
@@ -38,13 +38,36 @@ check_kubernetes() {
     esac
 }
 
-# A GPU node has 4 cores (g6.xlarge) and the quota counts cores.
-check_quota() {
-    local cores need=$((${GPU_NODES_MAX:-5} * 4))
-    cores=$(aws service-quotas get-service-quota --service-code ec2 --quota-code L-3819A6DF --query Quota.Value --output text 2> /dev/null || echo 0)
-    [ "${cores%%.*}" -ge "$need" ] \
-        || say "warning: the quota 'All G and VT Spot Instance Requests' is $cores cores, ${GPU_NODES_MAX:-5} GPU nodes need $need: ask AWS for more (code L-3819A6DF)"
+# Zones a and b are those of terraform's zone_letters; of the GPU types one is enough.
+check_types() {
+    local offered type
+    offered=$(aws ec2 describe-instance-type-offerings --query 'InstanceTypeOfferings[].InstanceType' --output text | tr '\t\n' '  ')
+    for type in $CPU_TYPE $NAT_TYPE; do
+        case " $offered " in
+            *" $type "*) ;;
+            *) die "$AWS_REGION offers no $type, which the $(profile) profile is made of: take another region, or change terraform/locals.tf" ;;
+        esac
+    done
+    for type in $GPU_TYPES; do
+        case " $offered " in *" $type "*) return ;; esac
+    done
+    say "warning: $AWS_REGION offers none of $GPU_TYPES: nothing will train on a GPU there"
 }
+
+# The profile as 02-aws.sh will take it.
+profile() { echo "${PROFILE:-$(sed -n 's/^profile *= *"\(.*\)"/\1/p' "$(dirname "$CLUSTER_DIR")/terraform/envs/$ENV.tfvars")}"; }
+
+# quota CODE NAME NEED WHAT: quotas count cores. Where nobody has asked for more, the default holds.
+check_quota() {
+    local cores
+    cores=$(quota get-service-quota "$1") || cores=$(quota get-aws-default-service-quota "$1") || cores=""
+    if [ -z "$cores" ]; then say "warning: the quota '$2' cannot be read (code $1); $4 need $3 cores"; return; fi
+    [ "${cores%%.*}" -ge "$3" ] || say "warning: the quota '$2' is $cores cores, $4 need $3: ask AWS for more (code $1)"
+}
+
+quota() { aws service-quotas "$1" --service-code ec2 --quota-code "$2" --query Quota.Value --output text 2> /dev/null; }
+
+GPU_TYPES="g6.xlarge g5.xlarge g4dn.xlarge g6.2xlarge"  # of terraform/variables.tf
 
 begin "" "aws python3" "$@"
 no_arguments
@@ -53,5 +76,11 @@ check_keys
 need_account
 check_certificate
 check_kubernetes
-check_quota
+case $(profile) in
+    lean) CPU_TYPE=t3a.large NAT_TYPE=t4g.nano CPU_CORES=16 ;;  # 6 nodes, one more while they are updated, the NAT instance
+    *) CPU_TYPE=m6a.xlarge NAT_TYPE="" CPU_CORES=60 ;;          # 12 nodes, one more in each zone
+esac
+check_types
+check_quota L-1216C47A "Running On-Demand Standard instances" "$CPU_CORES" "the CPU nodes of $(profile)"
+check_quota L-3819A6DF "All G and VT Spot Instance Requests" "$((${GPU_NODES_MAX:-5} * 4))" "${GPU_NODES_MAX:-5} GPU nodes"
 say "signed in to account $AWS_ACCOUNT_ID, which is ready for $CLUSTER"
