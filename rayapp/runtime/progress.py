@@ -17,6 +17,7 @@ from rich.live import Live
 from rich.text import Text
 
 POLL_S = 0.5
+News: TypeAlias = "tuple[str, list[str], int]"  # what ProgressActor.read() gives
 LOG_EVERY_S = 5.0
 
 
@@ -36,9 +37,13 @@ class ProgressActor:
         """Add a line that stays."""
         self._said.append(text)
 
-    def read(self, num_said: int) -> tuple[str, list[str]]:
-        """The progress line, and the lines that stay after the first num_said."""
-        return self._line, self._said[num_said:]
+    def read(self, num_said: int) -> News:
+        """The progress line, the lines that stay after the first num_said, and how many there are of these in all.
+
+        An actor that was started anew has fewer than num_said, and then all of them are new.
+        """
+        first = num_said if num_said <= len(self._said) else 0
+        return self._line, self._said[first:], len(self._said)
 
     def give_up(self, reason: str) -> None:
         """Leave word that a restart would be of no use."""
@@ -99,18 +104,17 @@ def _lines(board: ProgressHandle, console: Console, stop: threading.Event) -> It
     num_said, ended = 0, False
     while not ended:
         ended = stop.wait(POLL_S)
-        line, said = _read(board, num_said)
-        num_said += len(said)
+        line, said, num_said = _read(board, num_said)
         for text in said:
             print_line(console, text)
         yield line, ended
 
 
-def _read(board: ProgressHandle, num_said: int) -> tuple[str, list[str]]:
+def _read(board: ProgressHandle, num_said: int) -> News:
     if isinstance(board, ProgressActor):
         return board.read(num_said)
     try:
-        news: tuple[str, list[str]] = ray.get(board.read.remote(num_said), timeout=5)  # type: ignore[assignment]  # stub
+        news: News = ray.get(board.read.remote(num_said), timeout=5)  # type: ignore[assignment]  # stub
     except (ray.exceptions.RayError, TimeoutError):
-        return "", []  # the cluster is going down: training itself says why
+        return "", [], num_said  # the cluster is going down: training itself says why
     return news

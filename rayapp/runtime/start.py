@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from rayapp.config.env import ray_address, ray_folder
 from rayapp.errors import ConfigError, RayAppError
@@ -75,6 +76,11 @@ def _folder_for_sockets() -> Iterator[str | None]:
         return
     with tempfile.TemporaryDirectory(prefix="rayapp-", dir=place, ignore_cleanup_errors=True) as folder:
         yield folder
+
+
+def this_node() -> NodeAffinitySchedulingStrategy:
+    """The node of this process as the home of an actor: it is not lost before the process that needs it."""
+    return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
 
 
 def _init(address: str | None, options: Mapping[str, Any]) -> None:

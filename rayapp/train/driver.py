@@ -11,7 +11,7 @@ import numpy as np
 import ray
 import ray.train
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from rich.console import Console
 from rich.text import Text
 
@@ -25,8 +25,9 @@ from rayapp.registry.tracking import Tracker
 from rayapp.runtime.cost import usd_per_hour
 from rayapp.runtime.progress import ProgressActor, format_duration, live_progress, print_line
 from rayapp.runtime.resources import check_resources, requested_resources, starting_line
-from rayapp.runtime.start import interruptible, ray_cluster
+from rayapp.runtime.start import interruptible, ray_cluster, this_node
 from rayapp.train.estimate import expected_cost
+from rayapp.train.network import torch_config
 from rayapp.train.publish import best_epoch, publish
 from rayapp.train.record import TrainingRun, find_run, new_run_name, refuse_existing
 from rayapp.train.setup import Weights, absolute_paths, initial_weights
@@ -224,7 +225,9 @@ def _close(tracker: Tracker, run: TrainingRun, status: Literal["KILLED", "FAILED
 def _fit_on_workers(
     run: TrainingRun, plan: TrainPlan, home: Home, device: str, weights: Weights | None, console: Console
 ) -> float:
-    board: Any = ray.remote(num_cpus=0)(ProgressActor).remote()
+    # A display never ends a training: it is lost with the driver alone, and comes back where its process is killed.
+    options = {"num_cpus": 0, "scheduling_strategy": this_node(), "max_restarts": -1, "max_task_retries": -1}
+    board: Any = ray.remote(ProgressActor).options(**options).remote()
     trainer = _trainer(
         run,
         device,
@@ -265,7 +268,7 @@ def _trainer(run: TrainingRun, device: str, worker_config: dict[str, Any]) -> To
     return TorchTrainer(
         train_worker,  # type: ignore[arg-type]  # Ray's stub forgets that it may return a value
         train_loop_config=worker_config,
-        torch_config=TorchConfig(timeout_s=600),
+        torch_config=torch_config(),
         scaling_config=ScalingConfig(  # type: ignore[call-arg]  # mypy sees those of Ray Train's first version
             num_workers=tuple(workers) if workers.is_elastic else workers.high,  # type: ignore[arg-type]  # the same
             elastic_resize_monitor_interval_s=compute.resize_every_s or 60.0,

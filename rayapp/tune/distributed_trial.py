@@ -21,12 +21,13 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.train.torch import TorchTrainer
 
 from rayapp.config.commands import TrainSettings
 from rayapp.config.parse import validate
 from rayapp.errors import TrainingError
+from rayapp.runtime.start import this_node
+from rayapp.train.network import torch_config
 from rayapp.train.setup import wrap_ddp
 from rayapp.tune.trial import Snapshot, TrialReport, reports_of
 from rayapp.vision.loaders import Shard
@@ -44,9 +45,8 @@ def distributed_reports(name: str, config: dict[str, Any]) -> Iterator[tuple[Tri
         ray.get_actor(name).stop.remote()
         while ray.get_actor(name):
             time.sleep(POLL_S)
-    # outside of the trial's own place, for what Ray started in it ends with it
-    anywhere = PlacementGroupSchedulingStrategy(None)  # type: ignore[arg-type]  # as Ray's manual has it
-    options = {"num_cpus": 0, "name": name, "lifetime": "detached", "scheduling_strategy": anywhere}
+    # outside of the trial's own place, for what Ray started in it ends with it; on its node, to be lost with it alone
+    options = {"num_cpus": 0, "name": name, "lifetime": "detached", "scheduling_strategy": this_node()}
     server: Any = ray.remote(TrialServer).options(**options).remote()
     server.run.remote(config | {"server": server})
     try:
@@ -107,7 +107,7 @@ def _fit(config: dict[str, Any]) -> Exception | None:
         trainer = TorchTrainer(
             train_rank,  # type: ignore[arg-type]  # Ray's stub forgets that it may return a value
             train_loop_config=config,
-            torch_config=TorchConfig(timeout_s=600),
+            torch_config=torch_config(),
             scaling_config=ScalingConfig(
                 num_workers=compute.workers.high,
                 use_gpu=ray.get(config["context"]).device == "cuda",

@@ -103,7 +103,9 @@ def a_worker() -> psutil.Process:
     return children(psutil.Process(), "RayTrainWorker")[0]
 
 
-def kill_a_worker() -> None:
+def kill_a_worker_and_the_display() -> None:
+    (display,) = children(psutil.Process(), "ray::ProgressActor")
+    assert kill(display)
     assert kill(a_worker())
 
 
@@ -113,7 +115,7 @@ def test_F43_a_killed_worker_in_mid_epoch_changes_no_bit_of_the_result(
     from rayapp.train.driver import train
 
     home = home_at(tmp_path)
-    killer = when(lambda: any(step > 22 for step in steps_saved(home)), kill_a_worker)
+    killer = when(lambda: any(step > 22 for step in steps_saved(home)), kill_a_worker_and_the_display)
     said = Console(file=(tmp_path / "said").open("w"), width=200)
     result = train(settings(recipe), home, said)
     assert not killer.is_alive()

@@ -44,6 +44,8 @@ OWNERS = {
     "httpx": {"proxies", "registry", "serve", "doctor", "predict", "demo"},
     "boto3": {"registry"},
 }
+# gloo and NCCL take the name of their interface from nowhere else, and it differs from node to node.
+MAY_WRITE = "train.network"
 
 
 # --- the checker ------------------------------------------------------------------------------------------------------
@@ -64,7 +66,8 @@ def violations(root: Path) -> list[str]:
             reason = _why_not(module, target)
             if reason:
                 found.append(f"{where}:{line}: {module} -> {target} is not allowed: {reason}")
-        found += [f"{where}:{line}: {what}" for line, what in _environment(tree, may_read=module == "config.env")]
+        if module != MAY_WRITE:
+            found += [f"{where}:{line}: {what}" for line, what in _environment(tree, may_read=module == "config.env")]
     return found + _circles(root)
 
 
