@@ -14,7 +14,7 @@ import logging
 import os
 import tempfile
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, islice
@@ -147,18 +147,23 @@ def decode_chunks(chunks: Sequence[Chunk], spec: PreprocessSpec, *, at_once: int
         yield DecodedBatch(np.stack(images), labels_n[at : at + at_once], problems)
 
 
-def read_ahead(chunks: Sequence[Chunk]) -> Iterator[Sample]:
+def read_ahead(chunks: Sequence[Chunk]) -> Generator[Sample]:
     """The images of chunks in order; of scattered ones the next NUM_READERS are already being read."""
     items = chain.from_iterable(chunk.items() for chunk in chunks)
     if not chunks[0].scattered:
         yield from items
         return
-    with ThreadPoolExecutor(NUM_READERS) as pool:
+    pool = ThreadPoolExecutor(NUM_READERS)
+    try:
         reads = (item._replace(read=pool.submit(item.read).result) for item in items)
         ahead = deque(islice(reads, NUM_READERS))
         while ahead:
             yield ahead.popleft()
             ahead.extend(islice(reads, 1))
+    finally:
+        # without waiting: one that nobody closes is ended by the garbage collector, in whatever thread that runs, and
+        # one that is just being started holds the lock that waiting for a thread takes
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 class DecodedImage(NamedTuple):

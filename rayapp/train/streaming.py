@@ -98,15 +98,15 @@ class StreamingLoader:
         corrupt: list[str] = []
         stopped = threading.Event()
         windows = self._windows(epoch, first, corrupt, stopped)
-        with ThreadPoolExecutor(1) as pool:
-            try:
+        pool = ThreadPoolExecutor(1)
+        try:
+            coming = pool.submit(next, windows, None)
+            while window := coming.result():
                 coming = pool.submit(next, windows, None)
-                while window := coming.result():
-                    coming = pool.submit(next, windows, None)
-                    yield from self._batches(window, epoch, first)
-            finally:
-                stopped.set()
-                pool.submit(windows.close).result()
+                yield from self._batches(window, epoch, first)
+        finally:
+            stopped.set()
+            pool.shutdown(wait=False)  # as in data/cache.py: the garbage collector may come here, where waiting hangs
         if corrupt:
             names = "; ".join(corrupt[:NUM_NAMED]) + ("; ..." if len(corrupt) > NUM_NAMED else "")
             logger.warning("rank %d left out %d corrupt images: %s", self.shard.rank, len(corrupt), names)

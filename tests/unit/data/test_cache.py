@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,8 @@ import pytest
 
 from rayapp.config.train import DataConfig
 from rayapp.data import sources
-from rayapp.data.cache import decode_chunks
+from rayapp.data.cache import decode_chunks, read_ahead
+from rayapp.data.chunks import Chunk, Sample
 from rayapp.data.preprocess import PreprocessSpec
 from rayapp.errors import DataError
 from tests.support.images import open_folder, open_parquet, png, write_folder, write_parquet
@@ -211,3 +214,24 @@ def test_damaged_and_unwritable_caches_are_said(tmp_path: Path, home: Path):
     (tmp_path / "other" / "decoded").write_text("a file where a folder should be")
     with pytest.raises(DataError, match=r"decoded cannot be written to .*make room there, or set RAYAPP_HOME"):
         open_folder(root, tmp_path / "other")
+
+
+def test_reading_ahead_is_given_up_without_waiting_for_what_is_being_read():
+    """Where nobody closed it the garbage collector did, in a thread that was being started, and waited for ever."""
+    network = threading.Event()
+
+    def read(number: int) -> bytes:
+        if number:
+            network.wait(60)
+        return b""
+
+    items = [Sample(str(number), partial(read, number)) for number in range(9)]
+    chunk = Chunk.whole(lambda: items, np.zeros(9, dtype=np.int64), scattered=True)
+    ahead = read_ahead([chunk])
+    assert next(ahead).name == "0"
+    closing = threading.Thread(target=ahead.close, daemon=True)
+    closing.start()
+    closing.join(timeout=20)
+    waited = closing.is_alive()
+    network.set()
+    assert not waited
