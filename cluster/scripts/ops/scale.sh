@@ -8,9 +8,9 @@ set -euo pipefail
 
 usage() {
     cat <<'TEXT'
-usage: scale.sh dev|prod gpu|cpu MAX [--dry-run] [--yes]
+usage: scale.sh dev|prod gpu|cpu-ZONE MAX [--dry-run] [--yes]
 
-Sets the most nodes of a group: gpu 1 to 5, cpu 1 to 10 (EKS takes no maximum of 0). Where more run, the surplus is ENDED with what runs on it, and it
+Sets the most nodes of a group: gpu 1 to 5, cpu-a (of zone a, and so on) 1 to 10 (EKS takes no maximum of 0). Where more run, the surplus is ENDED with what runs on it, and it
 asks for the name of the cluster first. How many there are below that is for the cluster autoscaler to say.
 It holds until the next 02-aws.sh; to keep it, set GPU_NODES_MAX in cluster/settings.env (gpu), or terraform/locals.tf (cpu).
 
@@ -22,8 +22,8 @@ begin --yes "aws terraform kubectl python3" "$@"
 [ ${#ARGS[@]} -eq 2 ] || die "give a group and a number, as in 'scale.sh $ENV gpu 3'; got ${#ARGS[@]} of them"
 GROUP=${ARGS[0]} MAX=${ARGS[1]}
 case "$GROUP $MAX" in
-    gpu\ [1-5] | cpu\ [1-9] | cpu\ 10) ;;
-    *) die "'$GROUP $MAX': the group is gpu with 1 to 5 nodes, or cpu with 1 to 10" ;;
+    gpu\ [1-5] | cpu-[a-z]\ [1-9] | cpu-[a-z]\ 10) ;;
+    *) die "'$GROUP $MAX': the group is gpu with 1 to 5 nodes, or cpu-a, or that of another zone, with 1 to 10" ;;
 esac
 connect
 if $DRY_RUN; then
