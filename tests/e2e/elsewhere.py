@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 
-import pytest
+from tests.support.namespaces import ip, require_namespaces
 
 HERE, THERE = "10.213.77.1", "10.213.77.2"
 ASK = """
@@ -38,26 +37,17 @@ class Elsewhere:
 @contextlib.contextmanager
 def elsewhere() -> Iterator[Elsewhere]:
     """The namespace, and a cable to it. Skips where there can be none, or fails for root in CI."""
-    if os.geteuid() != 0:
-        pytest.skip("a network namespace needs root")
-    if not shutil.which("ip"):
-        sentence = "a network namespace needs the command ip (package iproute2)"
-        pytest.fail(sentence) if os.environ.get("CI") else pytest.skip(sentence)
+    require_namespaces()
     name = f"rayapp-{os.getpid()}"
     here, there = f"ra{os.getpid()}", f"rb{os.getpid()}"
     try:
-        _ip("netns", "add", name)
-        _ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
-        _ip("address", "add", f"{HERE}/30", "dev", here)
-        _ip("link", "set", here, "up")
-        _ip("-n", name, "address", "add", f"{THERE}/30", "dev", there)
-        _ip("-n", name, "link", "set", there, "up")
+        ip("netns", "add", name)
+        ip("link", "add", here, "type", "veth", "peer", "name", there, "netns", name)
+        ip("address", "add", f"{HERE}/30", "dev", here)
+        ip("link", "set", here, "up")
+        ip("-n", name, "address", "add", f"{THERE}/30", "dev", there)
+        ip("-n", name, "link", "set", there, "up")
         yield Elsewhere(name)
     finally:
         for words in (("link", "del", here), ("netns", "del", name)):
             subprocess.run(["ip", *words], capture_output=True, check=False)
-
-
-def _ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import IO
 
 import psutil
-import pytest
 
+from tests.support.namespaces import ip, require_namespaces
 from tests.support.processes import kill
 from tests.support.wait import until
 
@@ -39,12 +39,12 @@ class Host:
 
     def connect(self, bridge: str, others: int) -> None:
         """Lay its cable. Its own name stands for 127.0.1.1, as Debian and Ubuntu have it."""
-        _ip("netns", "add", self._space)
-        _ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self._space)
-        _ip("link", "set", self._cable, "master", bridge, "up")
+        ip("netns", "add", self._space)
+        ip("link", "add", self._cable, "type", "veth", "peer", "name", "eth0", "netns", self._space)
+        ip("link", "set", self._cable, "master", bridge, "up")
         for words in (("address", "add", f"{self.address}/24", "dev", "eth0"), ("link", "set", "eth0", "up")):
-            _ip("-n", self._space, *words)
-        _ip("-n", self._space, "link", "set", "lo", "up")
+            ip("-n", self._space, *words)
+        ip("-n", self._space, "link", "set", "lo", "up")
         names = {f"node{n}": f"{NETWORK}.1{n}" for n in range(1, others + 1)} | {self.name: "127.0.1.1"}
         lines = ["127.0.0.1 localhost", *(f"{address} {name}" for name, address in names.items())]
         self._files.mkdir(parents=True)
@@ -104,17 +104,13 @@ def ray_hosts(workers: int) -> Iterator[tuple[Host, list[Host]]]:
 @contextlib.contextmanager
 def hosts(number: int) -> Iterator[list[Host]]:
     """So many hosts on one cable. Skips where there can be none, or fails for root in CI."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    if not shutil.which("ip"):
-        sentence = "network namespaces need the command ip (package iproute2)"
-        pytest.fail(sentence) if os.environ.get("CI") else pytest.skip(sentence)
-    bridge = f"rb{os.getpid()}"
+    require_namespaces()
+    bridge = f"rh{os.getpid()}"
     folder = Path(tempfile.mkdtemp(prefix="rh", dir="/tmp"))  # short: a socket's path has at most 107 characters
     found = [Host(n, folder) for n in range(1, number + 1)]
     try:
-        _ip("link", "add", bridge, "type", "bridge")
-        _ip("link", "set", bridge, "up")
+        ip("link", "add", bridge, "type", "bridge")
+        ip("link", "set", bridge, "up")
         for host in found:
             host.connect(bridge, number)
         yield found
@@ -123,8 +119,3 @@ def hosts(number: int) -> Iterator[list[Host]]:
             host.remove()
         subprocess.run(["ip", "link", "del", bridge], capture_output=True, check=False)
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _ip(*words: str) -> None:
-    done = subprocess.run(["ip", *words], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
