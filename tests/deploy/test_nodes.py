@@ -11,11 +11,13 @@ import pytest
 
 from tests.deploy import manifest_rules as rules
 from tests.deploy import nodes
+from tests.deploy.machine import make_machine
 from tests.deploy.manifests import Json, copied, jobs, planted, pod_templates, rendered, the
 from tests.deploy.nodes import PROFILES, ROOM
 from tests.deploy.tools import ROOT
 
 SERVICE = "cluster/manifests/ray/rayservice.yaml"
+VCPUS = {"t3a.large": 2, "m6a.xlarge": 4, "t4g.nano": 2}  # as quotas count them
 LOCALS = (ROOT / "terraform/locals.tf").read_text(encoding="utf-8")
 
 
@@ -44,6 +46,42 @@ def of_profile(name: str) -> tuple[str, int, int]:
     assert block
     values = dict(re.findall(r"^ +(cpu_\w+)\s+= \"?([\w.]+)", block[1], re.MULTILINE))
     return values["cpu_instance_type"], int(values["cpu_nodes_min"]), int(values["cpu_nodes_max"])
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_setup_asks_aws_for_the_nodes_that_terraform_makes(profile: str):
+    """Types that the region has to offer, and cores of quotas, with a node more in each group while it is updated."""
+    script = (ROOT / "cluster/scripts/setup/00-credentials.sh").read_text(encoding="utf-8")
+    case = {"lean": "lean", "standard": r"\*"}[profile]
+    asked = re.search(rf"^    {case}\) CPU_TYPE=(\S+) NAT_TYPE=(\S+) CPU_CORES=(\d+) ;;", script, re.MULTILINE)
+    types = re.search(r'^GPU_TYPES="(.*)"', script, re.MULTILINE)
+    assert asked
+    assert types
+    nat = (ROOT / "terraform/modules/network/nat.tf").read_text(encoding="utf-8")
+    gpus = (ROOT / "terraform/variables.tf").read_text(encoding="utf-8").split('"gpu_instance_types"')[1]
+
+    kind, _, most = of_profile(profile)
+    groups = {"lean": 1, "standard": 3}[profile]
+    instance = re.search(r'instance_type += "(\S+)"', nat)
+    assert instance
+    assert asked[1] == kind
+    assert asked[2].strip('"') == (instance[1] if profile == "lean" else "")
+    assert int(asked[3]) == (most + groups) * VCPUS[kind] + (VCPUS[instance[1]] if profile == "lean" else 0)
+    assert types[1].split() == re.findall(r'"(g\w+\.\w+)"', gpus.split("default")[1].split("]")[0])
+
+
+def test_groups_are_scaled_by_the_names_that_terraform_gives_them(tmp_path: Path):
+    """The CPU group became one of each zone, and scale.sh went on asking for `cpu`."""
+    made = re.findall(
+        r'^  name +=\s+"(cpu-\$\{each\.key\}|gpu)"$', (ROOT / "terraform/main.tf").read_text(), re.MULTILINE
+    )
+    names = [name.replace("${each.key}", "b") for name in made]
+    machine = make_machine(tmp_path / "m")
+
+    assert names == ["cpu-b", "gpu"]
+    for name in names:
+        assert f"--nodegroup-name {name} " in machine.run("ops/scale", "dev", name, "3", "--dry-run").stderr
+    assert "the group is gpu" in machine.run("ops/scale", "dev", "cpu", "3", "--dry-run", ok=False).stderr
 
 
 @pytest.mark.parametrize("profile", PROFILES)

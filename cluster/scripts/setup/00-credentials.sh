@@ -38,7 +38,7 @@ check_kubernetes() {
     esac
 }
 
-# Zones a and b are those of terraform's zone_letters; of the GPU types one is enough.
+# Of the types of GPU nodes one is enough.
 check_types() {
     local offered type
     offered=$(aws ec2 describe-instance-type-offerings --query 'InstanceTypeOfferings[].InstanceType' --output text | tr '\t\n' '  ')
