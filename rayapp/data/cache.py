@@ -163,7 +163,7 @@ def read_ahead(chunks: Sequence[Chunk]) -> Generator[Sample]:
     finally:
         # without waiting: one that nobody closes is ended by the garbage collector, in whatever thread that runs, and
         # one that is just being started holds the lock that waiting for a thread takes
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=False)
 
 
 class DecodedImage(NamedTuple):

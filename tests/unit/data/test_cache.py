@@ -235,3 +235,18 @@ def test_reading_ahead_is_given_up_without_waiting_for_what_is_being_read():
     waited = closing.is_alive()
     network.set()
     assert not waited
+
+
+def test_images_taken_all_at_once_can_still_be_read():
+    """A batch job takes a block of images and reads then; the end of the reading ahead took back what had not begun."""
+    turn = threading.Event()
+
+    def read(number: int) -> bytes:
+        assert turn.wait(60)
+        return bytes([number])
+
+    items = [Sample(str(number), partial(read, number)) for number in range(40)]
+    chunk = Chunk.whole(lambda: items, np.zeros(40, dtype=np.int64), scattered=True)
+    samples = list(read_ahead([chunk]))
+    turn.set()
+    assert [sample.read() for sample in samples] == [bytes([number]) for number in range(40)]
