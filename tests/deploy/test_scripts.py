@@ -83,7 +83,8 @@ def test_setup_from_nothing(first_setup: tuple[Machine, str, list[str]]) -> None
         "terraform init", "terraform plan", "terraform apply", "ecr describe-images",
         "helm upgrade --install kube-prometheus-stack",
         "helm upgrade --install aws-load-balancer-controller", "helm upgrade --install external-secrets",
-        "put-secret-value", "helm upgrade --install mlflow", "port-forward", "helm upgrade --install kuberay-operator",
+        "put-secret-value", "helm upgrade --install mlflow", "port-forward",
+        "kubectl wait --for=condition=Established", "helm upgrade --install kuberay-operator",
         "kubectl wait --for=condition=Ready pod/", "helm upgrade --install airflow",
         "kubectl wait --for=condition=Ready node",
     ]  # fmt: skip

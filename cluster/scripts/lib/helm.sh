@@ -61,6 +61,9 @@ apply_crds() {
     helm show crds "${CHART[@]}" > "$SCRATCH/crds.yaml" || die "chart $1 cannot be read: is its version in cluster/versions.env right, its repository reachable?"
     grep -q '^kind: CustomResourceDefinition' "$SCRATCH/crds.yaml" || return 0
     change kubectl apply --server-side --force-conflicts -f "$SCRATCH/crds.yaml" > /dev/null
+    # until then an object of theirs is refused: "no matches for kind"
+    change kubectl wait --for=condition=Established --timeout=60s -f "$SCRATCH/crds.yaml" > /dev/null \
+        || die "the CRDs of $1 were not established within 60 s: kubectl describe crd"
 }
 
 # upstream CHART NAMESPACE [options...]: a chart of somebody else's, with our values.
