@@ -29,7 +29,7 @@ from starlette.types import ASGIApp
 from rayapp.config.commands import ServeSettings
 from rayapp.config.env import Home, ray_address
 from rayapp.config.serve import ServeArgs
-from rayapp.errors import BundleError, ConfigError, RayAppError, RegistryUnavailable
+from rayapp.errors import BundleError, ConfigError, RayAppError, RegistryError, RegistryUnavailable
 from rayapp.registry.models import Registry
 from rayapp.registry.uris import ModelVersion
 from rayapp.runtime.resources import check_fits
@@ -39,13 +39,13 @@ from rayapp.serve import request_log
 from rayapp.serve.asgi import build_app
 from rayapp.serve.auth import ApiKeys
 from rayapp.serve.coordinator import DEPLOYMENT, ENVIRONMENT, REPLICAS, Coordinator, RayFleet, champion_of
-from rayapp.serve.follower import Follower, LastServed, first_served
+from rayapp.serve.follower import Follower, LastServed, first_served, once_possible
 from rayapp.serve.haproxy import controller_env, private_haproxy, replica_env
 from rayapp.serve.haproxy_wrapper import LOOPBACK
 from rayapp.serve.logs import Logs, log_to_stderr
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.own_cluster import OwnCluster
-from rayapp.serve.replica import Replica
+from rayapp.serve.replica import LoadedModel, Replica
 from rayapp.serve.rollout import Refusal, ReplicaStatus
 from rayapp.storage import absolute_uri, is_remote
 from rayapp.vision.predictor import resolve_device
@@ -57,15 +57,27 @@ SERVES_GRACE_S = 15.0  # Serve's own limit on a request is this much longer than
 
 
 class VisionClassifier:
-    """One replica: its model is loaded when it is made, and exchanged when the rollout says so."""
+    """One replica: its model is loaded when it is made, and exchanged when the rollout says so.
+
+    A patient one that finds no keys, registry, storage, champion or sound model waits for them, and gets no requests.
+    """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, args: ServeArgs, home: Home, rollout: DeploymentHandle[Any]
+        self, args: ServeArgs, home: Home, rollout: DeploymentHandle[Any], *, patient: bool
     ) -> None:
         log_to_stderr()
         registry, last = Registry(args.tracking_uri or home.tracking_uri), LastServed(home.bundles)
-        wanted = await champion_of(rollout)
-        served = await asyncio.to_thread(first_served, registry, wanted, last, home.bundles, args)
+
+        async def outside() -> None:
+            await asyncio.to_thread(_check_outside, args)
+
+        async def model() -> LoadedModel:
+            wanted = await champion_of(rollout)
+            return await asyncio.to_thread(first_served, registry, wanted, last, home.bundles, args)
+
+        if patient:
+            await once_possible(outside, ConfigError)
+        served = await (once_possible(model, RegistryError, BundleError, OSError) if patient else model())
         self._name = serve.get_replica_context().replica_id.unique_id
         self._args = args
         self._metrics = Metrics()
@@ -108,12 +120,15 @@ class VisionClassifier:
 
 
 def build(args: ServeArgs) -> serve.Application:
-    """The application that serve_configs/*.yaml name, with this machine's home."""
-    return application(args, Home.from_env())
+    """The application that serve_configs/*.yaml name, with this machine's home; it waits for what it needs."""
+    return application(args, Home.from_env(), patient=True)
 
 
-def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.Application:
-    """The application with its state in home. Each replica reserves its threads' CPUs, and a GPU where it uses one."""
+def application(args: ServeArgs, home: Home, *, haproxy: bool = False, patient: bool = False) -> serve.Application:
+    """The application with its state in home. Each replica reserves its threads' CPUs, and a GPU where it uses one.
+
+    patient: a replica whose start fails for what may come right tries again, instead of failing the deployment.
+    """
     if args.device == "auto":  # once, here: a replica that finds out for itself imports torch for that
         args = args.model_copy(update={"device": resolve_device("auto")})
     on_gpu = args.device == "cuda"
@@ -138,7 +153,7 @@ def application(args: ServeArgs, home: Home, *, haproxy: bool = False) -> serve.
         graceful_shutdown_timeout_s=args.timeout_s + 10,  # what has begun may end
         max_constructor_retry_count=3,  # a bundle that cannot be loaded does not get better
     )(serve.ingress()(VisionClassifier))
-    return deployment.bind(args, home, rollout.bind(args, home))
+    return deployment.bind(args, home, rollout.bind(args, home), patient=patient)
 
 
 def serve_forever(settings: ServeSettings, home: Home) -> None:
@@ -227,10 +242,7 @@ def check(args: ServeArgs, home: Home, *, host: str, port: int) -> ModelVersion:
     """
     if not ray_address():  # else Serve listens on the cluster's head
         _check_port(host, port)
-    if args.api_keys:
-        ApiKeys(args.api_keys)
-    if args.request_log.folder:
-        request_log.check(args.request_log)
+    _check_outside(args)
     registry = Registry(args.tracking_uri or home.tracking_uri)
     try:
         version = registry.resolve(args.model)
@@ -242,6 +254,14 @@ def check(args: ServeArgs, home: Home, *, host: str, port: int) -> ModelVersion:
         version, _ = last
         log.warning("serving what was served last, %s: %s", version.uri, error)
     return version
+
+
+def _check_outside(args: ServeArgs) -> None:
+    """Raises ConfigError where the file of API keys or the folder of the request log is of no use."""
+    if args.api_keys:
+        ApiKeys(args.api_keys)
+    if args.request_log.folder:
+        request_log.check(args.request_log)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
@@ -23,9 +23,26 @@ from rayapp.serve.rollout import Refusal, ReplicaStatus, result_or_error, to_ref
 from rayapp.storage import atomic_write
 from rayapp.vision.predictor import Predictor
 
+VERSION = TypeAdapter(ModelVersion)
+MAX_PAUSE_S = 15.0  # between two attempts to start: what has come right serves half a minute later, its load included
+
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-VERSION = TypeAdapter(ModelVersion)
+
+async def once_possible(attempt: Callable[[], Awaitable[T]], *passing: type[Exception]) -> T:
+    """What attempt gives, tried again for as long as it fails for what may come right without us: errors of passing.
+
+    KubeRay submits no configuration twice: a service whose start has failed is down until somebody deletes it.
+    """
+    pause_s = MAX_PAUSE_S / 16
+    while True:
+        try:
+            return await attempt()
+        except passing as error:
+            log.error("not ready retry_in_s=%.1f reason=%s", pause_s, error)
+        await asyncio.sleep(pause_s)
+        pause_s = min(MAX_PAUSE_S, 2 * pause_s)
 
 
 def prepare(registry: Registry, version: ModelVersion, cache: Path, args: ServeArgs) -> LoadedModel:

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from rayapp.errors import BundleError, RegistryError, RegistryUnavailable
+from rayapp.errors import BundleError, ConfigError, RegistryError, RegistryUnavailable
 from rayapp.registry.uris import ModelVersion
-from rayapp.serve.follower import Follower, LastServed, first_served, prepare
+from rayapp.serve.follower import Follower, LastServed, first_served, once_possible, prepare
 from rayapp.serve.metrics import Metrics
 from rayapp.serve.replica import Replica
 from rayapp.serve.rollout import Refusal, ReplicaStatus, Rollout
@@ -484,6 +484,25 @@ def test_start_without_a_model_is_an_error(tmp_path: Path):
     scene.shelf.down = True
     with pytest.raises(RegistryUnavailable):
         start(scene)
+
+
+def test_start_is_tried_again_for_what_may_come_right_and_for_nothing_else(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """KubeRay never submits a configuration again: three failed starts were for ever."""
+    monkeypatch.setattr("rayapp.serve.follower.MAX_PAUSE_S", 0.01)
+    outcomes: list[Exception | None] = [RegistryUnavailable("no answer"), BundleError("damaged"), None]
+
+    async def attempt() -> str:
+        if (error := outcomes.pop(0)) is not None:
+            raise error
+        return "ready"
+
+    assert asyncio.run(once_possible(attempt, RegistryError, BundleError)) == "ready"
+    assert [record.getMessage().partition(" reason=")[2] for record in caplog.records] == ["no answer", "damaged"]
+    outcomes.append(ConfigError("no such device"))
+    with pytest.raises(ConfigError):
+        asyncio.run(once_possible(attempt, RegistryError, BundleError))
 
 
 def test_start_with_the_alias_gone_or_the_disk_full_serves_what_was_served_last(tmp_path: Path):
