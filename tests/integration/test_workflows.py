@@ -84,12 +84,13 @@ def test_one_action_has_one_pin() -> None:
 
 
 def test_ci_runs_every_folder_of_tests() -> None:
-    """A new folder of tests is not forgotten: those of the platform have `make check-infra`."""
+    """A new folder of tests is not forgotten: those of the platform have targets of their own."""
     parts = yaml.safe_load(CI.read_text())["jobs"]["test"]["strategy"]["matrix"]["include"]
-    run = {folder for part in parts for folder in part["folders"].split()} | {"tests/deploy"}
+    run = {folder for part in parts for folder in part["folders"].split()} | {"tests/deploy", "tests/cluster"}
     folders = {f"tests/{path.parent.name}" for path in (ROOT / "tests").glob("*/__init__.py")}
     assert run == folders - {"tests/support"}
     assert "run: make check-infra" in CI.read_text()
+    assert "run: make check-manifests" in CI.read_text()
 
 
 def test_what_is_made_in_workflows_exists() -> None:
