@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from rayapp.serve import haproxy_wrapper
 
@@ -55,6 +55,7 @@ _SAFE_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")  # of a request; what else a cli
 # and a request whose client has gone is bounded by it.
 _NOT_BY_SERVE = [(b"x-request-timeout-seconds", b"0"), (b"x-request-disconnect-disabled", b"?1")]
 
+LOST = b'{"error": "the replica that had this request has ended; send it again"}'
 
 # A shell script because a path may be too long, or have spaces, for the first line; to Python its third is a string.
 _SCRIPT = """#!/bin/sh
@@ -114,7 +115,7 @@ def replica_env(*, haproxy: bool) -> dict[str, str]:
 
 def proxy_middlewares() -> list[Middleware]:
     """What Serve puts around its proxy."""
-    return [Middleware(ContractHeaders)]
+    return [Middleware(AnswerForLostReplica), Middleware(ContractHeaders)]  # the last one is outermost
 
 
 def replica_middlewares() -> list[Middleware]:
@@ -145,6 +146,32 @@ class ContractHeaders:
                 )  # Serve's own way costs ten times more
             scope = {**scope, "headers": headers + self._added}
         await self._app(scope, receive, send)
+
+
+class AnswerForLostReplica:
+    """503, which clients and HAProxy ask again, where a replica died with a request.
+
+    Serve leaves such a request unanswered, and uvicorn makes a 500 of that.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        answered = scope["type"] != "http"
+
+        async def noted(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            await send(message)
+
+        await self._app(scope, receive, noted)
+        if not answered:
+            length = b"%d" % len(LOST)
+            headers = [(b"content-type", b"application/json"), (b"content-length", length), (b"retry-after", b"1")]
+            await send({"type": "http.response.start", "status": 503, "headers": headers})
+            await send({"type": "http.response.body", "body": LOST})
 
 
 def _is_dropped(name: bytes, value: bytes) -> bool:

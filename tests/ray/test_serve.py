@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlparse
 
 import httpx
+import psutil
 import pytest
 from ray import serve
 
@@ -19,10 +20,13 @@ from rayapp.serve.app import start, stop
 from rayapp.vision.bundle import GRAPH
 from tests.support.images import encoded, picture
 from tests.support.ports import free_port
+from tests.support.processes import children
 from tests.support.site import Site
+from tests.support.wait import until
 
 PATIENCE_S = 60.0  # an exchange takes 2 s on an idle machine
 TIMEOUT_S = 15.0
+REPLICA = "ServeReplica:rayapp-serve:VisionClassifier"
 
 
 @dataclass
@@ -129,6 +133,24 @@ def test_corrupt_bundle_is_refused_while_the_old_one_serves(server: Server):
 
     assert server.version() == before
     assert httpx.get(f"{server.url}/readyz").status_code == 200
+
+
+def test_request_whose_replica_dies_is_answered_503(server: Server):
+    """It was a 500 of uvicorn's: a node that was killed under load left one among 7,169 answers."""
+    url = urlparse(server.url)
+    head = f"POST /predict_image HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: multipart/form-data; boundary=B\r\n"
+    with socket.create_connection((url.hostname, url.port), timeout=2 * PATIENCE_S) as connection:
+        connection.sendall(f"{head}Content-Length: 5000\r\n\r\n--B\r\n".encode())
+        (replica,) = children(psutil.Process(), REPLICA)
+        time.sleep(1)  # until the request is there
+        replica.kill()
+        answer = b""
+        while b"}" not in answer and (more := connection.recv(65536)):
+            answer += more
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert b"send it again" in answer
+
+    until(lambda: httpx.post(f"{server.url}/health", timeout=PATIENCE_S).status_code == 200)
 
 
 def test_missing_alias_is_said_before_serve_starts(ray_cluster: None, tmp_path: Path):

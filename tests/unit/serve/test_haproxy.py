@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.h11_impl import RequestResponseCycle
 
 from rayapp.serve.haproxy import (
+    AnswerForLostReplica,
     ContractHeaders,
     controller_env,
     private_haproxy,
@@ -69,6 +71,26 @@ def test_clients_cannot_set_serves_limits():
     assert request(Cycle(), "/x", *given) == [(b"date", b"today"), (b"x-a", b"b")]
 
 
+def test_a_request_that_its_replica_left_unanswered_is_answered_503():
+    """uvicorn made a 500 of it, and clients do not ask again after that."""
+
+    async def ended(scope: Scope, receive: Receive, send: Send) -> None:
+        pass
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(AnswerForLostReplica(ended)({"type": "http"}, None, send))  # type: ignore[arg-type]
+    asyncio.run(AnswerForLostReplica(ended)({"type": "lifespan"}, None, send))  # type: ignore[arg-type]
+
+    start, body = sent
+    assert start["status"] == 503
+    assert (b"retry-after", b"1") in start["headers"]
+    assert "send it again" in json.loads(body["body"])["error"]
+
+
 def test_uvicorn_still_has_what_this_relies_on():
     """If it has not after an upgrade, answers carry `server: uvicorn` first."""
     assert "default_headers" in RequestResponseCycle.__init__.__code__.co_varnames
@@ -94,7 +116,7 @@ def test_every_request_has_one_id_its_own_or_a_new_one():
     [(controller_env(haproxy=False), proxy_middlewares), (replica_env(haproxy=True), replica_middlewares)],
 )
 def test_serve_is_told_where_it_is(environment: dict[str, str], make: Any):
-    (middleware,) = make()
+    *_, middleware = make()
     path = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"]
 
     assert middleware.cls is ContractHeaders
