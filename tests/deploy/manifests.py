@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from functools import cache
@@ -58,8 +59,8 @@ def jobs(folder: Path = FOLDER) -> dict[str, Json]:
 
 def render(environment: str, *, root: Path = ROOT, ok: bool = True, **values: str) -> str:
     """What render.sh prints. values: over VALUES; an empty one is as good as none."""
-    tool("kubectl")
-    return run([root / "cluster/scripts/render.sh", environment], cwd=root, env=VALUES | values, ok=ok).stdout
+    path = {"PATH": f"{tool('kubectl').parent}:{os.environ['PATH']}"}
+    return run([root / "cluster/scripts/render.sh", environment], cwd=root, env=VALUES | path | values, ok=ok).stdout
 
 
 @cache

@@ -89,7 +89,7 @@ def sized(value: Any) -> Iterator[Json]:
 def mlflow_objects(profile: str) -> list[Json]:
     """MLflow's chart, rendered as a profile has it."""
     values = CHART / ("values-lean.yaml" if profile == "lean" else "values-prod.yaml")
-    return render_chart(CHART, values, release="mlflow", namespace="mlflow", sets=GIVEN)
+    return [obj for _, obj in render_chart(CHART, values, release="mlflow", namespace="mlflow", sets=GIVEN)]
 
 
 def mlflow(profile: str) -> list[Size]:

@@ -22,7 +22,7 @@ from tests.deploy.chart_rules import (
     of_kind,
     pod_spec,
 )
-from tests.deploy.tools import RENDER, VERSIONS, dump, kube_validate, run, tool
+from tests.deploy.tools import VERSIONS, dump, helm, kube_validate, run, tool
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def named(objects: Sourced, kind: str, name: str = "mlflow") -> dict[str, Any]:
 
 def refusal(chart: Path, *values: Path) -> str:
     """What Helm says when it refuses."""
-    done = run([tool("helm-python"), RENDER, chart, "mlflow", "mlflow", *values], ok=False)
+    done = helm("template", "mlflow", chart, values=values, ok=False)
     assert done.returncode, "Helm took what it has to refuse"
     return done.stderr
 
@@ -111,6 +111,14 @@ def test_version_and_image_are_those_of_the_platform(given: Path) -> None:
     objects = mlflow(given)
     images = {c["image"] for _, obj in objects for _, c in containers(obj)}
     assert images == {f"{GIVEN['image']['repository']}:{tag}"}
+
+
+def test_the_packaged_chart_renders_the_same(given: Path, tmp_path: Path) -> None:
+    run([tool("helm"), "package", CHART, "--destination", tmp_path])
+    (archive,) = tmp_path.glob("*.tgz")
+
+    assert archive.name == f"mlflow-{VERSIONS['RAYAPP_VERSION']}.tgz"
+    assert mlflow(given, chart=archive) == mlflow(given)
 
 
 def test_only_the_schema_job_knows_the_administrators_password(given: Path) -> None:

