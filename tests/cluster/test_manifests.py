@@ -70,9 +70,12 @@ def pods(plane: ControlPlane, selector: str, namespace: str = "rayapp") -> list[
 
 
 def refused(plane: ControlPlane, namespace: str) -> list[str]:
-    """What the API server refused to whom makes pods: for a quota, the Pod Security Standard, a missing account."""
+    """What the API server refused to whom makes pods: for a quota, the Pod Security Standard, a missing account.
+
+    That the operator makes a thing twice and is told that it is there already is no refusal.
+    """
     events = plane.get("events", "--namespace", namespace)["items"]
-    return [event["message"] for event in events if event["reason"].startswith("Failed")]
+    return [event["message"] for event in events if "forbidden" in event["message"]]
 
 
 @pytest.fixture(scope="session")
