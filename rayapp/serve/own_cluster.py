@@ -59,7 +59,8 @@ class OwnCluster:
             done.result()
 
     def _end(self) -> None:
-        """A raylet that ends by itself ends its workers at once; one that is killed leaves them for seconds."""
+        """A raylet that ends by itself ends its workers at once; one that is killed leaves them and its agents."""
+        started = psutil.Process().children(recursive=True)
         for end in (psutil.Process.terminate, psutil.Process.kill):
             for process, _ in self._alive:
                 with contextlib.suppress(psutil.NoSuchProcess):
@@ -68,6 +69,9 @@ class OwnCluster:
             while self._alive and time.monotonic() < until:
                 time.sleep(LOOK_S / 5)
                 self._ended()
+        for process in started:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
     def _ended(self) -> list[tuple[str, int]]:
         """Name and pid of those that ended since this was asked last."""

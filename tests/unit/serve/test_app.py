@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
+import torch  # noqa: F401 - the first import of a process starts one (ldconfig), which no unit test may
 
 from rayapp.config.commands import ServeSettings
 from rayapp.config.env import Home
