@@ -14,6 +14,7 @@ import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,12 @@ class VisionClassifier:
         log_to_stderr()
         registry, last = Registry(args.tracking_uri or home.tracking_uri), LastServed(home.bundles)
 
-        async def outside() -> None:
-            await asyncio.to_thread(_check_outside, args)
-
         async def model() -> LoadedModel:
             wanted = await champion_of(rollout)
             return await asyncio.to_thread(first_served, registry, wanted, last, home.bundles, args)
 
         if patient:
-            await once_possible(outside, ConfigError)
+            await once_possible(partial(asyncio.to_thread, _check_outside, args), ConfigError)
         served = await (once_possible(model, RegistryError, BundleError, OSError) if patient else model())
         self._name = serve.get_replica_context().replica_id.unique_id
         self._args = args

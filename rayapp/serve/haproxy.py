@@ -149,7 +149,7 @@ class ContractHeaders:
 
 
 class AnswerForLostReplica:
-    """503, which clients and HAProxy ask again, where a replica died with a request.
+    """503 with Retry-After, so that clients ask again, where a replica died with a request.
 
     Serve leaves such a request unanswered, and uvicorn makes a 500 of that.
     """

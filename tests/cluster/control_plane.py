@@ -7,26 +7,28 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import subprocess
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
-import pytest
 import yaml
 
+from tests.deploy.tools import ROOT, missing, run
 from tests.support.ports import free_port
+from tests.support.wait import until
 
-ROOT = Path(__file__).resolve().parents[2]
-BUILT = Path(os.environ.get("RAYAPP_CLUSTER", ROOT / ".cluster"))
-PATIENCE_S = 60.0
+BUILT = ROOT / ".cluster"
 
 Json = dict[str, Any]
 Finished = subprocess.CompletedProcess[str]
+TWICE = re.compile(r"rayclusters\.ray\.io .* already exists")
+within_a_minute = partial(until, patience_s=60)
 
 
 def program(name: str) -> Path:
@@ -37,36 +39,22 @@ def program(name: str) -> Path:
     return path
 
 
-def missing(reason: str) -> NoReturn:
-    """Skips the test for want of a program, or where CI=true fails it."""
-    if os.environ.get("CI") == "true":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 class ControlPlane:
     """Where a control plane answers, and its programs."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.kubeconfig = folder / "kubeconfig"
+        self._env = {"KUBECONFIG": str(self.kubeconfig), "HOME": str(folder)}
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def kubectl(self, *words: str | Path, stdin: str | None = None, ok: bool = True) -> Finished:
         """The finished kubectl. ok: a non-zero exit fails the test with what kubectl printed."""
-        return self._run(program("kubectl"), words, stdin, ok)
+        return run([program("kubectl"), *words], env=self._env, stdin=stdin, ok=ok)
 
     def helm(self, *words: str | Path, ok: bool = True) -> Finished:
         """The finished Helm, in the same way."""
-        return self._run(program("helm"), words, None, ok)
-
-    def _run(self, binary: Path, words: Sequence[str | Path], stdin: str | None, ok: bool) -> Finished:
-        env = {**os.environ, "KUBECONFIG": str(self.kubeconfig), "HOME": str(self.folder)}
-        command = [str(binary), *map(str, words)]
-        done = subprocess.run(command, env=env, input=stdin, text=True, capture_output=True, check=False)
-        if ok and done.returncode:
-            pytest.fail(f"{' '.join(command)} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
-        return done
+        return run([program("helm"), *words], env=self._env, ok=ok)
 
     def get(self, *words: str) -> Any:
         """What `kubectl get` finds."""
@@ -82,7 +70,7 @@ class ControlPlane:
         binary = program("kubernetes" if name.startswith("kube-") else name)
         arguments = [name, *map(str, words)] if name.startswith("kube-") else list(map(str, words))
         with (self.folder / f"{name}.log").open("wb") as log:
-            env = {**os.environ, "KUBECONFIG": str(self.kubeconfig)}
+            env = os.environ | self._env
             self._processes.append(
                 subprocess.Popen([str(binary), *arguments], stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=env)
             )
@@ -94,9 +82,18 @@ class ControlPlane:
             "--metrics-addr", f"127.0.0.1:{free_port()}", "--health-probe-bind-address", f"127.0.0.1:{free_port()}",
         )  # fmt: skip
 
-    def wait_for(self, what: str, path: str) -> None:
-        """Until the API server answers ok at a path."""
-        until(what, lambda: self.kubectl("get", "--raw", path, ok=False).returncode == 0, self.last_words)
+    def refused(self, namespace: str) -> list[str]:
+        """What could not be made: for a quota, the Pod Security Standard, a missing account.
+
+        That the operator makes its cluster twice and is told that it is there already is no refusal.
+        """
+        events = self.get("events", "--namespace", namespace)["items"]
+        failed = [event for event in events if event["reason"].startswith(("FailedCreate", "FailedToCreate"))]
+        return [event["message"] for event in failed if not TWICE.search(event["message"])]
+
+    def answers(self, *words: str) -> bool:
+        """Whether `kubectl get` finds something."""
+        return self.kubectl("get", *words, ok=False).returncode == 0
 
     def last_words(self) -> str:
         """The ends of all logs."""
@@ -111,15 +108,6 @@ class ControlPlane:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-
-
-def until(what: str, condition: Any, last_words: Any = lambda: "") -> None:
-    """Wait until condition() is true; the test fails with what and last_words() if it never is."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        if time.monotonic() > deadline:
-            pytest.fail(f"{what}: not within {PATIENCE_S:g} s\n{last_words()}")
-        time.sleep(0.2)
 
 
 @contextmanager
@@ -154,18 +142,14 @@ def _start(plane: ControlPlane) -> None:
         "--service-account-key-file", key, "--service-account-signing-key-file", key,
     )  # fmt: skip
     _write_kubeconfig(plane, f"https://127.0.0.1:{api}", token)
-    plane.wait_for("the API server is ready", "/readyz")
+    within_a_minute(lambda: plane.answers("--raw", "/readyz"), otherwise=plane.last_words)
     plane.start(
         "kube-controller-manager", "--kubeconfig", plane.kubeconfig, "--use-service-account-credentials",
         "--service-account-private-key-file", key, "--root-ca-file", folder / "apiserver.crt", "--leader-elect=false",
         "--authentication-kubeconfig", plane.kubeconfig, "--authorization-kubeconfig", plane.kubeconfig,
         "--secure-port", str(free_port()), "--bind-address", "127.0.0.1", "--cert-dir", folder / "manager",
     )  # fmt: skip
-    until(
-        "the controllers work",
-        lambda: plane.kubectl("get", "serviceaccount", "default", ok=False).returncode == 0,
-        plane.last_words,
-    )
+    within_a_minute(lambda: plane.answers("serviceaccount", "default"), otherwise=plane.last_words)
 
 
 def _write_kubeconfig(plane: ControlPlane, server: str, token: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import Platform, without_what_is_later
-from tests.cluster.control_plane import ControlPlane, Json, until
+from tests.cluster.control_plane import ControlPlane, Json, within_a_minute
 from tests.deploy.manifests import ENVIRONMENTS, EXAMPLES, jobs, label, load
 
 NAMESPACE = ("--namespace", "rayapp")
@@ -69,32 +69,22 @@ def pods(plane: ControlPlane, selector: str, namespace: str = "rayapp") -> list[
     return [pod for pod in found if "deletionTimestamp" not in pod["metadata"]]
 
 
-def refused(plane: ControlPlane, namespace: str) -> list[str]:
-    """What the API server refused to whom makes pods: for a quota, the Pod Security Standard, a missing account.
-
-    That the operator makes a thing twice and is told that it is there already is no refusal.
-    """
-    events = plane.get("events", "--namespace", namespace)["items"]
-    return [event["message"] for event in events if "forbidden" in event["message"]]
-
-
 @pytest.fixture(scope="session")
 def serving(platform: Platform) -> ControlPlane:
     """Once the operator has made the pods of the service."""
     plane = platform.plane
-    until(
-        "the operator makes a head and two serving pods",
+    within_a_minute(
         lambda: len(pods(plane, SERVING)) == 2 and len(pods(plane, "rayapp.io/role=serve-head")) == 1,
-        lambda: f"{refused(plane, 'rayapp')}\n{plane.last_words()}",
+        otherwise=lambda: f"{plane.refused('rayapp')}\n{plane.last_words()}",
     )
     return plane
 
 
 def test_the_operator_makes_the_pods_of_the_service_and_nothing_is_refused(serving: ControlPlane):
     """What the operator adds to a pod (containers that wait, volumes) has to keep to `restricted` and the quota too."""
-    until("Redis has its pod", lambda: len(pods(serving, "app.kubernetes.io/name=redis")) == 1)
+    within_a_minute(lambda: len(pods(serving, "app.kubernetes.io/name=redis")) == 1)
 
-    assert refused(serving, "rayapp") == []
+    assert serving.refused("rayapp") == []
 
 
 @pytest.mark.parametrize("kind", jobs())
@@ -112,22 +102,21 @@ def test_a_job_makes_its_pods(serving: ControlPlane, kind: str):
         return pods(serving, f"ray.io/cluster={cluster}") if cluster else []
 
     try:
-        until(f"{wanted} pods", lambda: len(made()) >= wanted, lambda: str(refused(serving, "rayapp")))
-        assert refused(serving, "rayapp") == []
+        within_a_minute(lambda: len(made()) >= wanted, otherwise=lambda: str(serving.refused("rayapp")))
+        assert serving.refused("rayapp") == []
     finally:
         left = made()
         serving.kubectl("delete", "rayjob", name, *NAMESPACE)
         names = {pod["metadata"]["name"] for pod in left}
-        until("its pods are gone", lambda: not names & {pod["metadata"]["name"] for pod in pods(serving, "")})
+        within_a_minute(lambda: not names & {pod["metadata"]["name"] for pod in pods(serving, "")})
 
 
 @pytest.mark.parametrize("name", ["pipeline-daily", "tune-weekly"])
 def test_a_schedule_makes_its_pod(platform: Platform, name: str):
     platform.plane.kubectl("create", "job", f"{name}-now", f"--from=cronjob/{name}", *NAMESPACE)
-    until(
-        "the job has its pod",
+    within_a_minute(
         lambda: len(pods(platform.plane, f"job-name={name}-now")) == 1,
-        lambda: str(refused(platform.plane, "rayapp")),
+        otherwise=lambda: str(platform.plane.refused("rayapp")),
     )
     platform.plane.kubectl("delete", "job", f"{name}-now", *NAMESPACE, "--wait=false")
 
@@ -163,17 +152,17 @@ def test_a_drain_takes_one_serving_pod_and_waits_with_the_other(serving: Control
     first, second = pods(serving, SERVING)
     for pod in (first, second):
         make_ready(serving, pod)
-    until("one pod may go", lambda: allowed(serving, "serve") == 1, lambda: str(serving.get("pdb", *NAMESPACE)))
+    within_a_minute(lambda: allowed(serving, "serve") == 1, otherwise=lambda: str(serving.get("pdb", *NAMESPACE)))
 
     assert evicted(serving, first)[0]
     gone, told = evicted(serving, second)
     assert not gone
     assert "disruption budget" in told
 
-    until("the operator makes another one", lambda: len(pods(serving, SERVING)) == 2)
+    within_a_minute(lambda: len(pods(serving, SERVING)) == 2)
     for pod in pods(serving, SERVING):
         make_ready(serving, pod)
-    until("the other one may go once that is ready", lambda: allowed(serving, "serve") == 1)
+    within_a_minute(lambda: allowed(serving, "serve") == 1)
 
 
 def test_a_budget_that_asks_for_the_scale_lets_nobody_go(serving: ControlPlane):
@@ -191,7 +180,7 @@ def test_a_budget_that_asks_for_the_scale_lets_nobody_go(serving: ControlPlane):
         status = serving.get("pdb", "planted", *NAMESPACE).get("status", {})
         return any("scale subresource" in condition["message"] for condition in status.get("conditions", []))
 
-    until("the controller says so", told)
+    within_a_minute(told)
     assert allowed(serving, "planted") == 0
     serving.kubectl("delete", "pdb", "planted", *NAMESPACE)
 

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.cluster.conftest import Platform
-from tests.cluster.control_plane import ControlPlane, until
+from tests.cluster.control_plane import ControlPlane, within_a_minute
 from tests.deploy.chart_rules import CHART, FILES, GIVEN
 
 WHERE = ("mlflow", "--namespace", "mlflow")
@@ -26,27 +26,21 @@ def test_a_release_is_installed_upgraded_and_rolled_back(platform: Platform, nam
     plane = platform.plane
     values = [f"--values={file}" for file in (*FILES[name], given)]
     plane.helm("upgrade", "--install", *WHERE[:1], CHART, *WHERE[1:], *values)
-    until("the deployment has its pods", lambda: running(plane) >= 1, lambda: str(events(plane)))
+    within_a_minute(lambda: running(plane) >= 1, otherwise=lambda: str(plane.refused("mlflow")))
     jobs = len(plane.get("jobs", *WHERE[1:])["items"])
     plane.helm("upgrade", *WHERE[:1], CHART, *WHERE[1:], *values, "--set", "server.workers=3")
     assert "--workers=3" in arguments(plane)
     plane.helm("rollback", "mlflow", "1", *WHERE[1:])
     assert "--workers=3" not in arguments(plane)
     assert jobs == 1
-    assert events(plane) == []
+    assert plane.refused("mlflow") == []
     plane.helm("uninstall", *WHERE)
-    until("nothing of the release is left", lambda: not plane.get("deployments,services,jobs", *WHERE[1:])["items"])
+    within_a_minute(lambda: not plane.get("deployments,services,jobs", *WHERE[1:])["items"])
 
 
 def running(plane: ControlPlane) -> int:
     """Pods that were made."""
     return len(plane.get("pods", *WHERE[1:])["items"])
-
-
-def events(plane: ControlPlane) -> list[str]:
-    """What the API server refused to make."""
-    found = plane.get("events", *WHERE[1:])["items"]
-    return [event["message"] for event in found if event["reason"].startswith("FailedCreate")]
 
 
 def arguments(plane: ControlPlane) -> str:
