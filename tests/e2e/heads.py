@@ -66,10 +66,14 @@ class Head:
 
     def kill(self) -> None:
         """SIGKILL of the head's node: of all its processes, jobs and their workers."""
-        for process in psutil.process_iter():
-            if str(self._folder) in command(process):
-                for each in [*children(process), process]:
-                    kill(each)
+        for process in self.processes():
+            kill(process)
+
+    def processes(self, part: str = "") -> list[psutil.Process]:
+        """All that runs on it, jobs and their workers too, and has this in its command line."""
+        own = [process for process in psutil.process_iter() if str(self._folder) in command(process)]
+        there = [each for process in own for each in [*children(process), process]]
+        return [process for process in there if part in command(process)]
 
     def run(self, *words: str, timeout_s: float = 600) -> str:
         """stdout and stderr of a command, which must succeed."""

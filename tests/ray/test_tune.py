@@ -1,20 +1,16 @@
-"""Sweeps on a real cluster: each trial is recorded once, whatever dies; bad ones stop early; the winner is trained."""
+"""Sweeps on a real cluster: each trial is recorded once; bad ones stop early; the winner is trained.
+
+That it is so whatever dies is shown by tests/e2e/test_jobs.py.
+"""
 
 from __future__ import annotations
 
 import io
-import json
-import os
-import signal
-import subprocess
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run
@@ -25,9 +21,7 @@ from rayapp.config.parse import validate
 from rayapp.config.tune import TuneSettings
 from rayapp.errors import ConfigError, TrainingError
 from rayapp.registry.models import Registry
-from rayapp.tune.record import find_sweep
 from tests.support.digits import few_digits
-from tests.support.processes import children, kill
 
 pytestmark = pytest.mark.timeout(1500)
 SPACE = {"optim.lr": {"log_uniform": [0.01, 2.0]}, "optim.momentum": {"uniform": [0.5, 0.99]}}
@@ -206,79 +200,3 @@ def test_more_trials_at_once_than_fit_are_refused_before_any_run_is_opened(data:
     with pytest.raises(ConfigError, match=r"9 trials at once need .* at most \d+ fit"):
         tune(settings(data, trials={"at_once": 9, "cpus": 1.0}), own_home)
     assert not own_home.sweeps.exists()
-
-
-# --- kills ------------------------------------------------------------------------------------------------------------
-
-
-class Driver:
-    """`rayapp tune` in a process of its own."""
-
-    def __init__(self, home: Home, *words: str) -> None:
-        variables = {"RAYAPP_HOME": str(home.folder)}
-        self.home = home
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "rayapp.cli", "tune", *words],
-            env=os.environ | variables, start_new_session=True, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        )  # fmt: skip
-
-    def rows(self) -> list[dict[str, Any]]:
-        found = list(self.home.sweeps.glob("*/trials.json"))
-        rows: list[dict[str, Any]] = json.loads(found[0].read_text())["trials"] if found else []
-        return rows
-
-    def wait_for(self, happened: Callable[[list[dict[str, Any]]], bool]) -> None:
-        while not happened(self.rows()):
-            assert self.process.poll() is None, self.process.communicate()[1]
-            time.sleep(0.05)
-
-    def trial_workers(self) -> list[psutil.Process]:
-        """Their names are those of their class, or while they work of the one that tune.with_parameters makes of it."""
-        driver = psutil.Process(self.process.pid)
-        return children(driver, "ray::TrialTrainable") + children(driver, "ray::_Inner")
-
-    def end(self) -> dict[str, Any]:
-        out, errors = self.process.communicate()
-        assert self.process.returncode == 0, errors
-        result: dict[str, Any] = json.loads(out.splitlines()[-1])
-        return result
-
-
-def ended(rows: list[dict[str, Any]]) -> int:
-    return sum(row["state"] != "running" for row in rows)
-
-
-def test_F44_a_killed_trial_worker_and_a_killed_driver_repeat_no_finished_trial(data: Path, own_home: Home) -> None:
-    sweep = {"data": {"dataset": "parquet", "path": str(data)}, "optim": {"epochs": 4}, "space": SPACE}
-    config = data / "sweep.yaml"
-    config.write_text(json.dumps(sweep | {"budget": {"trials": 20}}))  # JSON is YAML
-    first = Driver(own_home, "--config", str(config), "--name", "killed")
-    # ASHA stops none after the second of four epochs: one of the processes is in the middle of a trial
-    first.wait_for(lambda rows: ended(rows) >= 3 and any(r["state"] == "running" and r["epoch"] == 2 for r in rows))
-    killed = [kill(process) for process in first.trial_workers()]
-    assert any(killed)
-    before = ended(first.rows())
-    first.wait_for(lambda rows: ended(rows) >= before + 4 and any(r["restarts"] for r in rows))
-    os.killpg(first.process.pid, signal.SIGKILL)
-    first.process.wait()
-    at_kill = first.rows()
-
-    result = Driver(own_home, "--resume", "killed").end()
-
-    rows = {row.trial_id: row for row in find_sweep(own_home, "killed").load_trials()[0]}
-    assert len(rows) == result["trials"] == 20
-    for row in at_kill:
-        if row["state"] != "running":
-            now = rows[row["trial_id"]]
-            assert (now.state, now.epoch, now.seconds) == (row["state"], row["epoch"], row["seconds"])
-    assert any(row.restarts for row in rows.values())
-    _, children = runs_of(own_home)
-    assert len(children) == 20
-    # the other process may have been killed between two trials; Ray Tune does not try that one again
-    assert result["failed"] <= 1
-    statuses = {"FINISHED": result["finished"], "KILLED": result["stopped"], "FAILED": result["failed"]}
-    assert Counter(r.info.status for r in children) == Counter(statuses)
-    for run in children:
-        steps = history(own_home, run, "val/accuracy")
-        assert steps == list(range(1, rows[run.data.tags["trial_id"]].epoch + 1))
