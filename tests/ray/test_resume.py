@@ -5,11 +5,8 @@ from __future__ import annotations
 import io
 import json
 import os
-import signal
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +28,7 @@ from rayapp.train.record import TrainingRun
 from tests.support.digits import few_digits
 from tests.support.processes import children, kill
 from tests.support.stores import home_at
+from tests.support.wait import until
 
 pytestmark = pytest.mark.timeout(600)  # a killed driver is started again, and trains with two workers each time
 
@@ -88,90 +86,67 @@ def steps_saved(home: Home) -> list[int]:
     return [int(path.parent.name.split("_")[1]) for path in home.runs.glob("*/checkpoint_*/digest.json")]
 
 
-def when(happened: Callable[[], bool], then: Callable[[], None]) -> threading.Thread:
-    def wait() -> None:
-        while not happened():
-            time.sleep(0.02)
-        then()
-
-    thread = threading.Thread(target=wait, daemon=True)
-    thread.start()
-    return thread
-
-
-def a_worker() -> psutil.Process:
-    return children(psutil.Process(), "RayTrainWorker")[0]
-
-
-def kill_a_worker_and_the_display() -> None:
-    (display,) = children(psutil.Process(), "ray::ProgressActor")
-    assert kill(display)
-    assert kill(a_worker())
-
-
-def test_F43_a_killed_worker_in_mid_epoch_changes_no_bit_of_the_result(
-    ray_cluster: None, tmp_path: Path, recipe: dict[str, Any], uninterrupted: dict[str, object]
-) -> None:
-    from rayapp.train.driver import train
-
-    home = home_at(tmp_path)
-    killer = when(lambda: any(step > 22 for step in steps_saved(home)), kill_a_worker_and_the_display)
-    said = Console(file=(tmp_path / "said").open("w"), width=200)
-    result = train(settings(recipe), home, said)
-    assert not killer.is_alive()
-    assert_same_bits(uninterrupted, final_state(home, result.run.name))
-    assert "went on from step" in (tmp_path / "said").read_text()
-    mlflow = client(home)
-    (run,) = mlflow.search_runs([mlflow.get_experiment_by_name("rayapp").experiment_id])
-    assert run.info.status == "FINISHED"
-    epochs = [m.step for m in mlflow.get_metric_history(run.info.run_id, "val/accuracy")]
-    assert sorted(set(epochs)) == [1, 2]
-
-
 def client(home: Home):  # type: ignore[no-untyped-def]
     from mlflow import MlflowClient
 
     return MlflowClient(home.tracking_uri)
 
 
-def command(home: Home, recipe: dict[str, Any]) -> subprocess.Popen[str]:
+def command(home: Home, recipe: dict[str, Any], said: Path) -> subprocess.Popen[str]:
     """`rayapp train` as a job that is tried again would run it."""
     config = home.folder / "recipe.yaml"
     config.write_text(json.dumps(recipe))
     words = ("train", "--config", str(config), "--name", "nightly", "--resume", "auto")
-    return subprocess.Popen(
-        [sys.executable, "-m", "rayapp.cli", *words],
-        env=os.environ | {"RAYAPP_HOME": str(home.folder)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    with said.open("w") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "rayapp.cli", *words],
+            env=os.environ | {"RAYAPP_HOME": str(home.folder)},
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            start_new_session=True,
+        )
 
 
-def test_F43_a_killed_driver_whose_job_is_tried_again_changes_no_bit_of_the_result(
+def kill_a_worker_and_the_display(driver: psutil.Process) -> None:
+    (display,) = children(driver, "ray::ProgressActor")
+    assert kill(display)
+    assert kill(children(driver, "RayTrainWorker")[0])
+
+
+def test_F43_a_killed_worker_and_a_killed_driver_whose_job_is_tried_again_change_no_bit_of_the_result(
     tmp_path: Path, recipe: dict[str, Any], uninterrupted: dict[str, object]
 ) -> None:
-    home = home_at(tmp_path)
-    first = command(home, recipe)
-    when(lambda: any(step > 22 for step in steps_saved(home)), lambda: os.kill(first.pid, signal.SIGKILL)).join(300)
-    first.communicate(timeout=200)
-    assert first.returncode == -signal.SIGKILL
+    home, said = home_at(tmp_path), tmp_path / "said"
+    first = command(home, recipe, said)
 
-    second = command(home, recipe)
-    output, errors = second.communicate(timeout=600)
-    assert second.returncode == 0, errors
-    said = json.loads(output.splitlines()[-1])
-    assert said["run_name"] == "nightly"
-    assert "went on from step" in errors
+    def happens(what: Callable[[], bool]) -> None:
+        until(lambda: what() or first.poll() is not None, patience_s=300)
+        assert first.poll() is None, said.read_text()
+
+    happens(lambda: bool(steps_saved(home)))  # in the middle of the first epoch
+    kill_a_worker_and_the_display(psutil.Process(first.pid))
+    happens(lambda: "went on from step" in said.read_text())
+    happens(lambda: any(step > 22 for step in steps_saved(home)))  # in the middle of the second
+    first.kill()
+    first.communicate(timeout=200)
+
+    second = command(home, recipe, said)
+    output, _ = second.communicate(timeout=600)
+    assert second.returncode == 0, said.read_text()
+    assert "went on from step" in said.read_text()
+    result = json.loads(output.splitlines()[-1])
+    assert result["run_name"] == "nightly"
     assert_same_bits(uninterrupted, final_state(home, "nightly"))
     (run,) = client(home).search_runs([client(home).get_experiment_by_name("rayapp").experiment_id])
-    assert (run.info.run_id, run.info.status) == (said["run_id"], "FINISHED")
+    assert (run.info.run_id, run.info.status) == (result["run_id"], "FINISHED")
+    epochs = [m.step for m in client(home).get_metric_history(run.info.run_id, "val/accuracy")]
+    assert sorted(set(epochs)) == [1, 2]
 
     from rayapp.train.driver import train
 
     same = settings(recipe, name="nightly", resume="auto")  # a retry of a job that was done already trains nothing
-    assert train(same, home).to_dict()["val_accuracy"] == said["val_accuracy"]
+    assert train(same, home).to_dict()["val_accuracy"] == result["val_accuracy"]
     with pytest.raises(ConfigError, match=r"was started with other settings: optim\.epochs \(was 2, is 3\)"):
         train(same.model_copy(update={"optim": same.optim.model_copy(update={"epochs": 3})}), home)
 

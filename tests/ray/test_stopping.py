@@ -19,10 +19,14 @@ import psutil
 import pytest
 from mlflow import MlflowClient
 
+from rayapp.config.commands import TrainSettings
+from rayapp.config.parse import validate
 from rayapp.registry.models import Registry
 from rayapp.registry.tracking import Tracker
 from tests.support.bundles import write_tiny_bundle
+from tests.support.digits import few_digits
 from tests.support.images import encoded, picture
+from tests.support.stores import home_at
 
 pytestmark = pytest.mark.timeout(1500)
 
@@ -46,15 +50,27 @@ class Driver:
             assert self.process.poll() is None, self.said.read_text()
             time.sleep(0.05)
 
-    def ended_by_sigterm(self, *, whole_group: bool = False) -> str:
-        """What it said, after SIGTERM to it, or as `timeout` does to it and then to its group with Ray's processes."""
+    def ended_by_sigterm(self) -> str:
+        """What it said, as Kubernetes and systemd end it."""
         self.process.send_signal(signal.SIGTERM)
-        if whole_group:
-            os.killpg(self.process.pid, signal.SIGTERM)
+        return self._said_at_its_end(143, "was stopped by SIGTERM")
+
+    def ended_by_timeout(self) -> str:
+        """What it said: SIGTERM to it, and then to its group with Ray's processes."""
+        self.process.send_signal(signal.SIGTERM)
+        os.killpg(self.process.pid, signal.SIGTERM)
+        return self._said_at_its_end(143, "was stopped by SIGTERM")
+
+    def ended_by_ctrl_c(self) -> str:
+        """What it said, as a terminal ends it: SIGINT to its group."""
+        os.killpg(self.process.pid, signal.SIGINT)
+        return self._said_at_its_end(130, "was stopped by Ctrl-C")
+
+    def _said_at_its_end(self, expected: int, reason: str) -> str:
         code = self.process.wait(timeout=300)
         said = self.said.read_text()
-        assert code == 143, said
-        assert "was stopped by SIGTERM" in said
+        assert code == expected, said
+        assert reason in said
         assert "Traceback" not in said
         assert "*** SIG" not in said  # what Ray's handler prints
         return said
@@ -66,15 +82,25 @@ class Driver:
         return Counter((run.data.tags.get("kind", "trial"), run.info.status) for run in runs)
 
 
-def test_train_under_timeout_closes_its_run_as_killed(home: Path) -> None:
-    driver = Driver(home, "train", "--optim.epochs", "30")
+def test_ctrl_c_closes_the_run_as_killed_and_resume_finishes_it(ray_cluster: None, home: Path, tmp_path: Path) -> None:
+    from rayapp.train.driver import train
+
+    driver = Driver(home, "train", "--data.dataset", "parquet", "--data.path", str(few_digits(tmp_path)),
+                    "--optim.epochs", "12")  # fmt: skip
     driver.wait_until(lambda: list(home.glob("runs/*/checkpoint_*/digest.json")))
-    said = driver.ended_by_sigterm(whole_group=True)
-    assert "go on with: rayapp train --resume digits-mobilenet_v3_small-" in said
+    assert "go on with: rayapp train --resume parquet-mobilenet_v3_small-" in driver.ended_by_ctrl_c()
     assert driver.statuses() == {("trial", "KILLED"): 1}
 
+    (path,) = home.glob("runs/*/run.json")
+    run, state = json.loads(path.read_text()), home_at(home)
+    said = train(validate(TrainSettings, {"resume": run["name"]}), state).to_dict()
+    assert (said["run_id"], said["epochs"]) == (run["run_id"], 12)
+    assert driver.statuses() == {("trial", "FINISHED"): 1}
+    epochs = [m.step for m in MlflowClient(state.tracking_uri).get_metric_history(run["run_id"], "val/accuracy")]
+    assert sorted(set(epochs)) == list(range(1, 13))
 
-def test_tune_closes_the_runs_of_its_sweep_and_its_trials_as_killed(home: Path) -> None:
+
+def test_tune_under_timeout_closes_the_runs_of_its_sweep_and_its_trials_as_killed(home: Path) -> None:
     driver = Driver(home, "tune", "--budget.trials", "4", "--optim.epochs", "30", "--name", "stopped")
 
     def a_trial_has_an_epoch() -> bool:
@@ -82,7 +108,7 @@ def test_tune_closes_the_runs_of_its_sweep_and_its_trials_as_killed(home: Path) 
         return rows.exists() and any(row["epoch"] for row in json.loads(rows.read_text())["trials"])
 
     driver.wait_until(a_trial_has_an_epoch)
-    assert "go on with: rayapp tune --resume stopped" in driver.ended_by_sigterm()
+    assert "go on with: rayapp tune --resume stopped" in driver.ended_by_timeout()
     assert {status for _, status in driver.statuses()} == {"KILLED"}
     assert driver.statuses()["sweep", "KILLED"] == 1
 

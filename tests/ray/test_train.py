@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +22,6 @@ from rayapp.runtime.progress import ProgressActor
 from tests.support.digits import few_digits
 from tests.support.servers import MlflowServer
 from tests.support.stores import home_at
-from tests.support.wait import until
-
-COMMAND = [sys.executable, "-m", "rayapp.cli", "train"]
 
 
 def settings(**sections: object) -> TrainSettings:
@@ -178,47 +172,8 @@ def test_a_loss_that_explodes_ends_the_run_as_failed_without_retries(
     assert run.info.status == "FAILED"
 
 
-# --- as a process of its own, the way a person or a job runs it ---
-
-
-def started(home: Path, *words: str, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, *words],
-        env=os.environ | {"RAYAPP_HOME": str(home)} | (environment or {}),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
 def num_checkpoints(home: Path) -> int:
     return len(list(home.glob("runs/*/checkpoint_*/digest.json")))
-
-
-def test_ctrl_c_closes_the_run_as_killed_and_resume_finishes_it(
-    ray_cluster: None, home: Path, few: dict[str, str]
-) -> None:
-    from rayapp.train.driver import train
-
-    state = home_at(home)
-    process = started(home, "--data.dataset", few["dataset"], "--data.path", few["path"], "--optim.epochs", "12")
-    until(lambda: num_checkpoints(home) >= 1 or process.poll() is not None, patience_s=200)
-    assert process.poll() is None, process.communicate()
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 130, errors
-    assert "go on with: rayapp train --resume parquet-mobilenet_v3_small-" in errors
-    (path,) = home.glob("runs/*/run.json")
-    run = json.loads(path.read_text())
-    assert client(state).get_run(run["run_id"]).info.status == "KILLED"
-
-    said = train(validate(TrainSettings, {"resume": run["name"]}), state).to_dict()
-    assert said["run_id"] == run["run_id"]
-    assert said["epochs"] == 12
-    assert client(state).get_run(run["run_id"]).info.status == "FINISHED"
-    epochs = [m.step for m in client(state).get_metric_history(run["run_id"], "val/accuracy")]
-    assert sorted(set(epochs)) == list(range(1, 13))
 
 
 # --- what must not end a training ---
