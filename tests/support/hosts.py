@@ -9,9 +9,11 @@ import contextlib
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
@@ -20,12 +22,13 @@ import psutil
 
 from tests.support.namespaces import ip, require_namespaces
 from tests.support.processes import kill
-from tests.support.wait import until
 
 NETWORK, PORT = "10.78.0", 6379
+OUTSIDE = f"{NETWORK}.1"  # this machine, as the hosts see it
 RAY = str(Path(sys.executable).with_name("ray"))
 # hostname is the host's own (unshare --uts), and so is /tmp/ray (unshare --mount)
 INTO = 'hostname "$1"; mkdir -p /tmp/ray; mount --bind "$2" /tmp/ray; shift 2; exec "$@"'
+RAY_ID = "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print(ray.get_runtime_context().get_node_id())"
 
 
 class Host:
@@ -63,42 +66,78 @@ class Host:
         command = [*into, "sh", "-c", INTO, "sh", self.name, str(self._ray), *words]
         return subprocess.Popen(command, env=os.environ | (env or {}), stdout=log, stderr=log)
 
-    def join(self, *words: str) -> None:
-        """`ray start` with its own address; what it starts ends with kill()."""
+    @property
+    def ray_address(self) -> str:
+        """Of the cluster whose head it is."""
+        return f"{self.address}:{PORT}"
+
+    def begin(self, *words: str, env: Mapping[str, str] | None = None) -> None:
+        """Be a cluster's head, without CPUs. words: more of `ray start`."""
+        self._ray_start("--head", f"--port={PORT}", "--num-cpus=0", *words, env=env)
+
+    def join(self, head: Host, *, env: Mapping[str, str] | None = None) -> None:
+        """Be a node of one CPU of a head's cluster."""
+        self._ray_start(f"--address={head.ray_address}", "--num-cpus=1", env=env)
+
+    def _ray_start(self, *words: str, env: Mapping[str, str] | None) -> None:
+        """What it starts ends with kill()."""
         options = (f"--node-ip-address={self.address}", "--object-store-memory=80000000", "--disable-usage-stats")
-        self.start(RAY, "start", *words, *options, "--block")
+        self.start(RAY, "start", *words, *options, "--block", env=env)
+
+    def output(self, *words: str) -> str:
+        """What a program on it prints, until it ends."""
+        with tempfile.TemporaryFile("w+") as log:
+            self.start(*words, log=log).wait()
+            log.seek(0)
+            return log.read()
 
     def cpus(self) -> float:
         """All that the cluster whose head it is has; 0 until there is one."""
-        with tempfile.TemporaryFile("w+") as log:
-            self.start(RAY, "status", f"--address={self.address}:{PORT}", log=log).wait()
-            log.seek(0)
-            found = re.search(r"/([\d.]+) CPU", log.read())
+        found = re.search(r"/([\d.]+) CPU", self.output(RAY, "status", f"--address={self.ray_address}"))
         return float(found[1]) if found else 0.0
+
+    def ray_id(self, head: Host) -> str:
+        """Ray's own name for it, on a head's cluster that it has joined."""
+        return self.output(sys.executable, "-c", RAY_ID, head.ray_address).split()[-1]
 
     def kill(self) -> None:
         """The machine is gone: SIGKILL of all that runs on it."""
+        for process in self.processes():
+            kill(process)
+
+    def processes(self) -> list[psutil.Process]:
+        """All that runs on it."""
         pids = subprocess.run(["ip", "netns", "pids", self._space], capture_output=True, text=True, check=False).stdout
+        found = []
         for pid in pids.split():
             with contextlib.suppress(psutil.NoSuchProcess):
-                kill(psutil.Process(int(pid)))
+                found.append(psutil.Process(int(pid)))
+        return found
+
+    def cut(self) -> None:
+        """Pull its cable."""
+        ip("link", "set", self._cable, "down")
+
+    def mend(self) -> None:
+        """Plug its cable in again."""
+        ip("link", "set", self._cable, "up")
+
+    def slow_down(self, seconds: float) -> None:
+        """Take three quarters of its time: all that runs on it stands still for 0.3 s, and goes on for 0.1 s."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            processes = self.processes()
+            for _ in range(10):
+                for signum, pause_s in ((signal.SIGSTOP, 0.3), (signal.SIGCONT, 0.1)):
+                    for process in processes:
+                        kill(process, signum)
+                    time.sleep(pause_s)
 
     def remove(self) -> None:
         """End it, and leave nothing of it."""
         self.kill()
         subprocess.run(["ip", "netns", "del", self._space], capture_output=True, check=False)
         shutil.rmtree(self._files, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def ray_hosts(workers: int) -> Iterator[tuple[Host, list[Host]]]:
-    """A head without CPUs, and so many hosts with one each that have joined it."""
-    with hosts(workers + 1) as (head, *others):
-        head.join("--head", f"--port={PORT}", "--num-cpus=0", "--include-dashboard=false")
-        for host in others:
-            host.join(f"--address={head.address}:{PORT}", "--num-cpus=1")
-        until(lambda: head.cpus() == workers, patience_s=120, otherwise=lambda: "the hosts do not join")
-        yield head, others
 
 
 @contextlib.contextmanager
@@ -110,6 +149,7 @@ def hosts(number: int) -> Iterator[list[Host]]:
     found = [Host(n, folder) for n in range(1, number + 1)]
     try:
         ip("link", "add", bridge, "type", "bridge")
+        ip("address", "add", f"{OUTSIDE}/24", "dev", bridge)
         ip("link", "set", bridge, "up")
         for host in found:
             host.connect(bridge, number)
