@@ -27,6 +27,14 @@ LIMITS = """    option http-buffer-request
     http-error status 408 content-type application/json string '{{"error": "{told}"}}'
 """
 LATE = "the request did not arrive within {seconds} seconds; send less at once, or over a faster connection"
+# Every path is the application's, which says itself what it does not know: a proxy that finds no application was not
+# told of it yet, as on a node that has just come (back). Serve would have it answer 404, which no client asks again.
+NOWHERE = "backend default_backend"
+_NOT_FOUND = re.compile(r"(?m)^( *http-request return) status 404 .*$")
+NOT_YET = (
+    r"\1 status 503 content-type application/json string"
+    """ '{"error": "the service starts; ask again"}' hdr Retry-After 1"""
+)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 _CLIENT = re.compile(r"(?m)^ *timeout client (\d+)s *$")
 _BIND = re.compile(r"(?m)^( *bind) (.*):(\d+)( .*)?$")
@@ -43,12 +51,12 @@ def changed(config: str, host: str = "") -> str:
     """
     parts = re.split(r"(?m)^(?=[a-z])", config)  # sections begin in the first column
     names = [part.partition("\n")[0].strip() for part in parts]
-    for name in (*PAGES, SERVICE, "defaults"):
+    for name in (*PAGES, SERVICE, NOWHERE, "defaults"):
         if names.count(name) != 1:
             raise Unexpected(f"it has {names.count(name)} sections '{name}', not one")
     changes: dict[str, Callable[[str], str]] = {name: lambda part: _moved(part, LOOPBACK) for name in PAGES}
     changes[SERVICE] = lambda part: _moved(part, host)
-    changes["defaults"] = _with_limits
+    changes["defaults"], changes[NOWHERE] = _with_limits, _not_yet
     unknown = [name for name, part in zip(names, parts, strict=True) if _BIND.search(part) and name not in changes]
     if unknown:
         raise Unexpected(f"it listens in '{unknown[0]}', which is not known")
@@ -70,6 +78,13 @@ def _with_limits(defaults: str) -> str:
         raise Unexpected("'defaults' has not one line 'timeout client SECONDSs'")
     added = LIMITS.format(seconds=found[0], told=LATE.format(seconds=found[0]))
     return defaults.replace("\n", f"\n{added}", 1)
+
+
+def _not_yet(section: str) -> str:
+    """The section with an answer that says that the service will be there."""
+    if len(_NOT_FOUND.findall(section)) != 1:
+        raise Unexpected(f"'{NOWHERE}' has not one line 'http-request return status 404'")
+    return _NOT_FOUND.sub(NOT_YET, section)
 
 
 def ends_with_its_parent() -> None:

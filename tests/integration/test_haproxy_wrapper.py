@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 
@@ -53,6 +54,21 @@ def test_requests_are_asked_again_even_if_their_head_came_alone(tmp_path: Path):
     assert "\ndefaults\n    option http-buffer-request\n" in config
 
 
+def test_a_proxy_that_was_not_told_of_the_application_yet_has_to_be_asked_again(tmp_path: Path):
+    """263 requests were answered 404, which no client asks again, by a host whose cable had been out."""
+    port, pages = free_ports(2)
+    path = written_by_serve(tmp_path, "127.0.0.1", port=port, stats_port=pages, metrics_enabled=False)
+    haproxy = subprocess.Popen([program(tmp_path), "-db", "-f", path])
+    until_listening(port)
+
+    answer = httpx.post(f"http://127.0.0.1:{port}/predict_image", files={"image": b"any"}, trust_env=False)
+
+    haproxy.kill()
+    haproxy.wait()
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json() == {"error": "the service starts; ask again"}
+
+
 @pytest.mark.parametrize(
     ("line", "instead", "told"),
     [
@@ -61,6 +77,8 @@ def test_requests_are_asked_again_even_if_their_head_came_alone(tmp_path: Path):
         ("    bind :9101", "    bind unix@/tmp/x", "'frontend prometheus' has not one line"),
         ("listen stats", "listen more\n  bind *:1\nlisten stats", "listens in 'listen more'"),
         ("defaults\n", "defaults all\n", "0 sections 'defaults'"),
+        ("backend default_backend\n", "backend none\n", "0 sections 'backend default_backend'"),
+        ("return status 404", "return status 400", "'backend default_backend' has not one line"),
         ("    timeout client 3600s", "", "'defaults' has not one line 'timeout client"),
     ],
 )
