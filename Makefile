@@ -2,6 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
+unexport PYTHONDONTWRITEBYTECODE  # tests and Ray start hundreds of processes; each would compile the same files
 
 # What `make demo` trains on: digits, cifar10, cifar100, fashion_mnist, or folder / parquet with DATA_PATH=FOLDER.
 DATASET ?= digits
@@ -28,7 +29,7 @@ CLUSTER_BUILT := .cluster/.built
 KUBECTL_AND_HELM := .cluster/.tools
 INFRA_INSTALLED := $(KUBECTL_AND_HELM) .venv-infra/.installed .venv-airflow/.installed .venv/.mlflow-server
 
-.PHONY: help demo test test-fast check fmt coverage check-infra check-manifests serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-kills
+.PHONY: help demo test test-fast check fmt coverage check-infra check-manifests serve up down images image-check eks-up eks-verify eks-status eks-down clean bench-serving bench-flips bench-chaos bench-soak bench-mutations bench-training bench-accuracy bench-tuning bench-hosts bench-kills
 
 help:  ## show this list
 	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' Makefile
@@ -62,7 +63,7 @@ coverage: $(INSTALLED)  ## run all tests and show which lines of rayapp/ none of
 	@$(COVERAGE) report
 
 check-infra: $(INSTALLED) $(INFRA_INSTALLED)  ## check Terraform, charts, manifests, images, DAGs and scripts; no cluster or account is needed
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python $(PYTEST) -n 3 tests/deploy
+	@$(BIN)/python $(PYTEST) -n 3 tests/deploy
 
 check-manifests: $(INSTALLED) $(KUBECTL_AND_HELM) $(CLUSTER_BUILT)  ## apply manifests and chart to a real Kubernetes without nodes, on loopback, with KubeRay's operator (Go 1.26)
 	@$(BIN)/python -m pytest tests/cluster
@@ -93,6 +94,9 @@ bench-accuracy: $(INSTALLED)  ## time to accuracy on digits or CIFAR-10, several
 
 bench-tuning: $(INSTALLED)  ## rayapp tune with and without early stopping, and against Optuna's own loop (ARGS=)
 	@$(BIN)/python -m benchmarks.tuning $(ARGS)
+
+bench-hosts: $(INSTALLED)  ## each verb on several hosts: one dies, is cut off, is slow, joins; the head dies (root, Linux; ARGS=)
+	@$(BIN)/python -m benchmarks.hosts $(ARGS)
 
 bench-kills: $(INSTALLED)  ## SIGKILL of workers and drivers at random steps: are the final weights the same bits? (ARGS=)
 	@$(BIN)/python -m benchmarks.kills $(ARGS)

@@ -68,15 +68,15 @@ def question(images: Sequence[bytes], *, batch: bool = False, judge: Judge | Non
 class Client:
     """Posts questions to a server and keeps what became of them, in the order of the answers."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        self._url, self._timeout_s = url, timeout_s
         self._session: aiohttp.ClientSession | None = None
         self.answers: list[Answer] = []
 
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
+            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(1.0, self._timeout_s)),
             headers={"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
         )
         return self
@@ -159,15 +159,21 @@ def rates(answers: Iterable[Answer], *, start_s: float, end_s: float, width_s: f
 
 
 def seconds_to_full_speed(
-    answers: Sequence[Answer], *, event_s: float, end_s: float, before_s: float = 5.0, width_s: float = 0.5
+    answers: Sequence[Answer],
+    *,
+    event_s: float,
+    end_s: float,
+    before_s: float = 5.0,
+    width_s: float = 0.5,
+    window_s: float = 2.0,
 ) -> float | None:
-    """Seconds from an event until 2 s began in which the rate of good answers was 90 % of what it was before.
+    """Seconds from an event until a window began in which the rate of good answers was 90 % of what it was before.
 
-    None where there were no such 2 s until end_s; 0 where the event changed nothing.
+    None where there was no such window until end_s; 0 where the event changed nothing.
     """
     usual = mean(rates(answers, start_s=event_s - before_s, end_s=event_s, width_s=width_s))
     after = rates(answers, start_s=event_s, end_s=end_s, width_s=width_s)
-    window = round(2 / width_s)
+    window = round(window_s / width_s)
     for at in range(len(after) - window + 1):
         if mean(after[at : at + window]) >= 0.9 * usual:
             return at * width_s

@@ -23,7 +23,7 @@ from rayapp.data import datasets
 from rayapp.errors import RayAppError
 
 ROOT = Path(__file__).resolve().parents[2]
-NAMES = ("accuracy", "chaos", "flips", "kills", "mutations", "serving", "soak", "training", "tuning")
+NAMES = ("accuracy", "chaos", "flips", "hosts", "kills", "mutations", "serving", "soak", "training", "tuning")
 SERVER = f"""#!{sys.executable}
 import http.server, sys
 http.server.test(http.server.SimpleHTTPRequestHandler, port=int(sys.argv[sys.argv.index("--port") + 1]))

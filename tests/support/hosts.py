@@ -136,7 +136,9 @@ class Host:
     def remove(self) -> None:
         """End it, and leave nothing of it."""
         self.kill()
-        subprocess.run(["ip", "netns", "del", self._space], capture_output=True, check=False)
+        # the namespace lives on for minutes where a connection was not closed; its cable must not
+        for words in (("link", "del", self._cable), ("netns", "del", self._space)):
+            subprocess.run(["ip", *words], capture_output=True, check=False)
         shutil.rmtree(self._files, ignore_errors=True)
 
 
