@@ -215,6 +215,8 @@ class Balanced:
                 if not _not_taken(answer):
                     break
             self.answers.append(Answer(sent_s, answer.done_s, answer.version, answer.problem))
+            if not answer.good:
+                await asyncio.sleep(load.RETRY_PAUSE_S)
 
 
 def _not_taken(answer: Answer) -> bool:
