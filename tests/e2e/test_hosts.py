@@ -49,7 +49,7 @@ def test_a_training_takes_a_host_that_joins_checkpoints_when_it_is_to_go_and_out
         until(lambda: steps()[-1] > at_the_start, patience_s=400, otherwise=said.read_text)
 
         node = ("--node-id", goes.ray_id(head), "--deadline-remaining-seconds", "60")
-        head.output(RAY, "drain-node", "--address", head.ray_address, *node, *PREEMPTED)
+        assert head.start(RAY, "drain-node", "--address", head.ray_address, *node, *PREEMPTED).wait() == 0
         happens("announced to go away: checkpoint of step")
         # that there is a checkpoint off an epoch's end would not do: the notice may come with the last step of one
         assert int(NOTICED.findall(said.read_text())[0]) in steps()

@@ -104,14 +104,14 @@ def test_every_data_set_and_model_trains_an_epoch(dataset: Dataset, name: str) -
 
 # an export takes seconds, so each data set meets one model here
 @pytest.mark.parametrize(
-    ("dataset", "name"), zip(sorted(SOURCES), itertools.cycle(sorted(ARCHITECTURES))), indirect=["dataset"]
+    ("dataset", "name"), [*zip(sorted(SOURCES), itertools.cycle(sorted(ARCHITECTURES)))], indirect=["dataset"]
 )
 def test_the_bundles_of_every_data_set_and_every_model_round_trip(dataset: Dataset, name: str, tmp_path: Path) -> None:
     model = trained(name, dataset)[0]
     write_bundle(tmp_path / "bundle", model, manifest_of(name, dataset.info))
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.manifest.class_names == dataset.info.class_names
-    images_nhwc = np.ascontiguousarray(dataset.train.images_nhwc[:3])  # type: ignore[union-attr]
+    images_nhwc = np.array(dataset.train.images_nhwc[:3])  # type: ignore[union-attr]  # a copy: torch wants to write
     with torch.inference_mode():
         expected_nk = model.eval()(torch.from_numpy(images_nhwc)).softmax(1).numpy()
     probabilities_nk = Predictor.load(bundle, device="cpu").predict(images_nhwc)

@@ -59,12 +59,13 @@ def test_a_proxy_that_was_not_told_of_the_application_yet_has_to_be_asked_again(
     port, pages = free_ports(2)
     path = written_by_serve(tmp_path, "127.0.0.1", port=port, stats_port=pages, metrics_enabled=False)
     haproxy = subprocess.Popen([program(tmp_path), "-db", "-f", path])
-    until_listening(port)
+    try:
+        until_listening(port)
+        answer = httpx.post(f"http://127.0.0.1:{port}/predict_image", files={"image": b"any"}, trust_env=False)
+    finally:
+        haproxy.kill()
+        haproxy.wait()
 
-    answer = httpx.post(f"http://127.0.0.1:{port}/predict_image", files={"image": b"any"}, trust_env=False)
-
-    haproxy.kill()
-    haproxy.wait()
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json() == {"error": "the service starts; ask again"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -130,6 +131,7 @@ def test_F43_a_killed_worker_and_a_killed_driver_whose_job_is_tried_again_change
     happens(lambda: any(step > 22 for step in steps_saved(home)))  # in the middle of the second
     first.kill()
     first.communicate(timeout=200)
+    assert first.returncode == -signal.SIGKILL
 
     second = command(home, recipe, said)
     output, _ = second.communicate(timeout=600)
