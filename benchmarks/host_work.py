@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 from mlflow import MlflowClient
@@ -32,17 +32,21 @@ class Work(ABC):
     data: Path
     said: Path
     samples: list[tuple[float, int]] = field(default_factory=list)  # time.monotonic(), units that were done
-    unit: str = ""
-    window_s: float = 4.0  # over which its speed is taken
+    unit: ClassVar[str]
+    window_s: ClassVar[float]  # over which its speed is taken
 
     def command(self, *, again: bool = False) -> list[str]:
         """The command; again: the one that goes on where the first died with its host."""
         return [sys.executable, "-m", "rayapp", *(self._again() if again else self._words())]
 
-    def look(self, now_s: float) -> int:
-        """How many units are done now; kept as a sample."""
+    def look(self, now_s: float) -> None:
+        """Keep a sample."""
         self.samples.append((now_s, self._done()))
-        return self.samples[-1][1]
+
+    @property
+    def done(self) -> int:
+        """How many units were done at most, when it was looked at."""
+        return max((done for _, done in self.samples), default=0)
 
     def before_event(self) -> None:  # noqa: B027 - most have nothing that is done for good
         """Remember what is done for good."""
@@ -70,26 +74,22 @@ class Training(Work):
     """`rayapp train`. A step that no checkpoint holds is done again."""
 
     workers: str = "2"
-    unit: str = "steps"
-    steps_repeated: int = 0
+    unit = "steps"
+    window_s = 4.0
+    _repeated: list[int] = field(default_factory=list)  # steps, each time that it went on
 
-    def look(self, now_s: float) -> int:
+    def look(self, now_s: float) -> None:
         """Also: the steps between the furthest that was known and the one from which it went on since the last look."""
-        furthest = max((done for _, done in self.samples), default=0)
-        begun = WENT_ON.findall(self.said.read_text())
-        for step in begun[self._times_seen :]:
-            self.steps_repeated += max(0, furthest - int(step))
-        self._times_seen = len(begun)
-        return super().look(now_s)
-
-    _times_seen: int = 0
+        went_on = WENT_ON.findall(self.said.read_text())
+        self._repeated += [max(0, self.done - int(step)) for step in went_on[len(self._repeated) :]]
+        super().look(now_s)
 
     def lost(self) -> int:
         ended = json.loads(self.said.read_text().splitlines()[-1])
         return TRAIN_EPOCHS - int(ended["epochs"])
 
     def repeated(self) -> int:
-        return self.steps_repeated
+        return sum(self._repeated)
 
     def _words(self) -> Sequence[str]:
         elastic = ("--compute.resize_every_s", "2") if ".." in self.workers else ()
@@ -112,8 +112,8 @@ class Training(Work):
 class Sweep(Work):
     """`rayapp tune`. A trial that has ended is never touched again."""
 
-    unit: str = "epochs"
-    window_s: float = 20.0
+    unit = "epochs"
+    window_s = 20.0
     ended_before: dict[str, object] = field(default_factory=dict)
 
     def before_event(self) -> None:
@@ -156,8 +156,8 @@ class Sweep(Work):
 class BatchPrediction(Work):
     """`rayapp batch-predict`. A part that is written stays."""
 
-    unit: str = "images"
-    window_s: float = 20.0  # they come in parts
+    unit = "images"
+    window_s = 20.0  # they come in parts
 
     def lost(self) -> int:
         return NUM_IMAGES - len(self._rows())

@@ -20,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +28,7 @@ import yaml
 from rich.table import Table
 
 from benchmarks import conditions, frame, load
-from benchmarks.host_cluster import EVENTS, START_S, Cluster, redis_server, variables
+from benchmarks.host_cluster import EVENTS, START_S, Cluster, redis_server
 from benchmarks.host_work import NUM_IMAGES, BatchPrediction, Sweep, Training, Work
 from benchmarks.load import Answer, Client, Question
 from benchmarks.peers.export import export
@@ -35,7 +36,7 @@ from benchmarks.peers.network import build_model
 from benchmarks.pictures import picture
 from benchmarks.servers import ROOT, Site, tail
 from rayapp.errors import RayAppError
-from tests.support.hosts import hosts
+from tests.support.hosts import Host, hosts
 from tests.support.wait import eventually
 
 WORKS: dict[str, Callable[..., Work]] = {
@@ -46,8 +47,8 @@ WORKS: dict[str, Callable[..., Work]] = {
 }
 SERVE = "serve"
 NAMES = {method.__name__.replace("_", "-"): name for name, method in EVENTS.items()}
-NUM_CLIENTS, TRY_S = 8, 5.0  # of serving; how long a client waits for one host
-SERVE_PORT = 3000
+NUM_CLIENTS, SERVE_PORT = 8, 3000
+ONE_TRY = aiohttp.ClientTimeout(total=5, sock_connect=1)  # how long a client waits for one host
 BEFORE_S, AFTER_S, END_S, LOOK_S = 15.0, 60.0, 900.0, 0.5  # watched before; serving after; the rest at most
 
 
@@ -110,7 +111,7 @@ def measure(bench: Bench) -> None:
 
 def _cell(logs: Path, verb: str, event: str, folder: Path, images: Path) -> Outcome:
     with hosts(4) as found, redis_server(folder, wanted=EVENTS[event] is Cluster.kill_head) as redis:
-        cluster = Cluster(found, variables(folder), redis)
+        cluster = Cluster(found, folder, redis)
         cluster.start()
         log = logs / f"hosts-{verb}-{EVENTS[event].__name__}.log".replace(" ", "-")
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -145,7 +146,7 @@ def _worked(cluster: Cluster, verb: str, event: str, work: Work) -> Outcome:
     environment = cluster.variables | {"RAY_ADDRESS": cluster.head.ray_address}
     with work.said.open("w") as log:
         driver = cluster.head.start(*work.command(), env=environment, log=log)
-        _watch(work, driver, lambda: work.look(time.monotonic()) > 0, START_S)
+        _watch(work, driver, lambda: work.done > 0, START_S)
         began_s = time.monotonic()
         _watch(work, driver, lambda: time.monotonic() > began_s + BEFORE_S, START_S)
         if driver.poll() is not None:
@@ -164,7 +165,7 @@ def _worked(cluster: Cluster, verb: str, event: str, work: Work) -> Outcome:
     end_s = work.samples[-1][0]
     ticks = _as_answers(work.samples)
     return Outcome(
-        verb, event, work.unit, done=work.samples[-1][1], lost=work.lost(), repeated=work.repeated(), cut_off=0,
+        verb, event, work.unit, done=work.done, lost=work.lost(), repeated=work.repeated(), cut_off=0,
         problems={}, longest_gap_s=load.longest_gap_s(ticks, start_s=event_s, end_s=end_s),
         full_speed_s=load.seconds_to_full_speed(
             ticks, event_s=event_s, end_s=end_s, before_s=BEFORE_S, window_s=work.window_s
@@ -197,9 +198,18 @@ def _as_answers(samples: Sequence[tuple[float, int]]) -> list[Answer]:
 class Balanced:
     """Clients as behind a load balancer: each request goes to the next host that takes it."""
 
-    def __init__(self, clients: Sequence[Client]) -> None:
-        self._clients = list(clients)
+    def __init__(self, urls: Sequence[str]) -> None:
+        self._clients = [Client(url, ONE_TRY) for url in urls]
+        self._open = contextlib.AsyncExitStack()
         self.answers: list[Answer] = []
+
+    async def __aenter__(self) -> Balanced:
+        for client in self._clients:
+            await self._open.enter_async_context(client)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._open.aclose()
 
     async def ask(self, asked: Sequence[Question], until: asyncio.Event) -> None:
         """Post from so many clients, each of which waits for its answer, until the event is set."""
@@ -230,11 +240,8 @@ CUT_OFF = ("ServerDisconnectedError", "ClientOSError", "ConnectionResetError", "
 async def _served(cluster: Cluster, event: str, log: Path, folder: Path) -> Outcome:
     """Two replicas on two hosts, a proxy on every host, and clients that know them all."""
     _deploy(cluster, log, folder)
-    every = (cluster.head, cluster.stays, cluster.goes)
     asked = [load.question([picture(seed)]) for seed in range(16)]
-    async with contextlib.AsyncExitStack() as stack:
-        urls = [f"http://{host.address}:{SERVE_PORT}" for host in every]
-        balanced = Balanced([await stack.enter_async_context(Client(url, timeout_s=TRY_S)) for url in urls])
+    async with Balanced([_url(host) for host in cluster.serving]) as balanced:
         event_s = 0.0
 
         async def happen() -> None:
@@ -272,15 +279,18 @@ def _deploy(cluster: Cluster, log: Path, folder: Path) -> None:
 
     if not eventually(deployed, patience_s=START_S, pause_s=2):  # the dashboard comes a moment after the head
         raise RayAppError(f"serve deploy failed; {log}: {tail(log)}")
-    for host in (cluster.head, cluster.stays, cluster.goes):
-        url = f"http://{host.address}:{SERVE_PORT}/readyz"
-        if not eventually(lambda url=url: _answers(url), patience_s=START_S, pause_s=1):  # type: ignore[misc]
-            raise RayAppError(f"{url} did not answer in {START_S:g} s")
+    if not eventually(lambda: all(map(_is_ready, cluster.serving)), patience_s=START_S, pause_s=1):
+        raise RayAppError(f"not every proxy answered in {START_S:g} s; {log}: {tail(log)}")
 
 
-def _answers(url: str) -> bool:
+def _url(host: Host) -> str:
+    """Of its proxy."""
+    return f"http://{host.address}:{SERVE_PORT}"
+
+
+def _is_ready(host: Host) -> bool:
     with contextlib.suppress(httpx.HTTPError):
-        return httpx.get(url, timeout=5, trust_env=False).status_code == 200
+        return httpx.get(f"{_url(host)}/readyz", timeout=5, trust_env=False).status_code == 200
     return False
 
 

@@ -68,15 +68,15 @@ def question(images: Sequence[bytes], *, batch: bool = False, judge: Judge | Non
 class Client:
     """Posts questions to a server and keeps what became of them, in the order of the answers."""
 
-    def __init__(self, url: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        self._url, self._timeout_s = url, timeout_s
+    def __init__(self, url: str, timeout: aiohttp.ClientTimeout | None = None) -> None:
+        self._url, self._timeout = url, timeout or aiohttp.ClientTimeout(total=TIMEOUT_S)
         self._session: aiohttp.ClientSession | None = None
         self.answers: list[Answer] = []
 
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
-            timeout=aiohttp.ClientTimeout(total=self._timeout_s, sock_connect=min(1.0, self._timeout_s)),
+            timeout=self._timeout,
             headers={"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"},
         )
         return self

@@ -13,7 +13,7 @@ import pytest
 
 from benchmarks import host_work, hosts, load
 from benchmarks.host_work import BatchPrediction, Sweep, Training
-from benchmarks.load import Answer, Client
+from benchmarks.load import Answer
 from benchmarks.pictures import picture
 from rayapp.registry.tracking import Tracker
 from tests.support.bundles import tiny_served
@@ -75,14 +75,10 @@ def test_a_host_that_refuses_is_passed_over_and_where_all_do_the_request_has_fai
 
 
 async def _balanced(*urls: str) -> list[Answer]:
-    clients = [Client(url) for url in urls]
-    balanced, until = hosts.Balanced(clients), asyncio.Event()
+    until = asyncio.Event()
     asyncio.get_running_loop().call_later(0.5, until.set)
-    for client in clients:
-        await client.__aenter__()
-    await balanced.ask([load.question([picture(0)])], until)
-    for client in clients:
-        await client.__aexit__()
+    async with hosts.Balanced(urls) as balanced:
+        await balanced.ask([load.question([picture(0)])], until)
     return balanced.answers
 
 

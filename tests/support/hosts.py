@@ -105,6 +105,11 @@ class Host:
         for process in self.processes():
             kill(process)
 
+    def clear(self) -> None:
+        """Be a new machine: Ray has never run on it."""
+        shutil.rmtree(self._ray)
+        self._ray.mkdir()
+
     def processes(self) -> list[psutil.Process]:
         """All that runs on it."""
         pids = subprocess.run(["ip", "netns", "pids", self._space], capture_output=True, text=True, check=False).stdout
